@@ -1,0 +1,1 @@
+"""Conditions to vector, tokens and grid."""

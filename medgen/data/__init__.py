@@ -1,0 +1,1 @@
+"""Studies in: readers, files, splits, latents."""

@@ -1,0 +1,1 @@
+"""Real studies against synthetic ones."""

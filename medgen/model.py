@@ -1,0 +1,120 @@
+"""The generative model: five parts, one loss, one way to sample."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from medgen.conditioners.joint import JointConditioner
+from medgen.protocols import Backbone, Codec, Guidance, Objective, Sampler
+from medgen.rng import Rng
+from medgen.types import Batch, Field, Provenance, Schema
+
+
+class GenerativeModel(nn.Module):
+    """Codec + conditioner + backbone + objective + sampler, and the guidance that joins nets.
+
+    Args:
+        schema: what the training studies hold, so what can be asked for.
+        codec: frozen; images to latents and back.
+        conditioner: all conditions by name.
+        backbone: the network that learns.
+        objective: what it learns.
+        sampler: how samples are drawn from it.
+        guidance: how the conditional field is sharpened.
+        dropout: probability that a condition becomes null in training, independently per condition.
+        micro_batch: samples a forward pass; fixed, so that a sample never depends on its batch.
+    """
+
+    def __init__(
+        self,
+        schema: Schema,
+        codec: Codec,
+        conditioner: JointConditioner,
+        backbone: Backbone,
+        *,
+        objective: Objective,
+        sampler: Sampler,
+        guidance: Guidance,
+        dropout: float = 0.1,
+        micro_batch: int = 16,
+    ) -> None:
+        super().__init__()
+        self.schema = schema
+        self.codec = codec.requires_grad_(False)
+        self.conditioner = conditioner
+        self.backbone = backbone
+        self.objective = objective
+        self.sampler = sampler
+        self.guidance = guidance
+        self.dropout = dropout
+        self.micro_batch = micro_batch
+        self.weak: GenerativeModel | None = None
+        self.source = "untrained"
+
+    def loss(self, z: Tensor, conditions: Batch, rng: Rng) -> Tensor:
+        """Loss of every sample, (b,), from latents and their conditions.
+
+        Args:
+            z: latents of the codec, (b c *s).
+            conditions: the studies' conditions, on the device of `z`.
+            rng: one generator a sample; times, noise and dropped conditions are drawn from it.
+        """
+        drop = rng.child("dropout").uniform((len(self.conditioner.names),)) < self.dropout
+        cond = self.conditioner.encode(conditions, drop=drop.to(z.device))
+        return self.objective.loss(partial(self.backbone, cond=cond), z, rng)
+
+    @torch.no_grad()
+    def sample(self, conditions: Batch, seeds: list[int]) -> Batch:
+        """Draw one study for every condition, on the device of the model.
+
+        Sample i depends on the weights, condition i, seed i and its place i modulo `micro_batch`
+        alone: short batches are padded, so no sample depends on what is drawn beside it.
+
+        Args:
+            conditions: what is asked for; images are ignored.
+            seeds: one a condition.
+
+        Raises:
+            ValueError: there are not as many seeds as conditions.
+        """
+        if len(conditions) != len(seeds):
+            raise ValueError(f"expected one seed a condition, got {len(seeds)} and {len(conditions)}")
+        was_training = self.training
+        self.eval()
+        images = []
+        for start in range(0, len(seeds), self.micro_batch):
+            places = range(start, min(start + self.micro_batch, len(seeds)))
+            padded = list(places) + [places[-1]] * (self.micro_batch - len(places))
+            drawn = self._draw(conditions.select(padded), [seeds[i] for i in padded])
+            images.append(drawn[: len(places)].float().cpu())
+        self.train(was_training)
+        provenance = tuple(
+            Provenance(id=f"{seed:016x}", synthetic=True, source=self.source, seed=seed)
+            for seed in seeds
+        )
+        return replace(conditions, image=torch.cat(images), provenance=provenance)
+
+    def _draw(self, conditions: Batch, seeds: list[int]) -> Tensor:
+        rng = Rng(seeds)
+        device = next(self.backbone.parameters()).device
+        conditions = conditions.to(device)
+        fields = {"conditional": self._field(conditions)}
+        if "null" in self.guidance.needs:
+            fields["null"] = self._field(conditions, null=True)
+        if "weak" in self.guidance.needs:
+            if self.weak is None:
+                raise ValueError("guidance needs a weak model; set `model.weak`")
+            fields["weak"] = self.weak._field(conditions)
+        start = self.objective.prior(self.codec.latent, rng).to(device)
+        z = self.sampler.sample(self.guidance.combine(fields), start, rng)
+        return self.codec.decode(z).clamp(-1, 1)
+
+    def _field(self, conditions: Batch, *, null: bool = False) -> Field:
+        cond = (
+            self.conditioner.null(len(conditions)) if null else self.conditioner.encode(conditions)
+        )
+        return self.objective.field(partial(self.backbone, cond=cond))

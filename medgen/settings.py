@@ -1,0 +1,92 @@
+"""The sections of a recipe that are not components: how long to train, what to sample, what to prove.
+
+Their fields are the keys of the recipe's sections `train`, `sample`, `evaluate` and `prove`. Lengths
+are in images seen, never epochs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Precision = Literal["fp32", "bf16", "fp16"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainSettings:
+    """How a generator or a codec is trained.
+
+    Args:
+        images: length of the run, in images seen.
+        batch: images an optimiser step, over all processes.
+        micro_batch: images a forward pass on one process; None means the whole share of `batch`.
+        lr: peak learning rate of AdamW.
+        warmup: images over which the learning rate rises linearly.
+        decay: "constant", or "cosine" to zero over the run.
+        weight_decay: decoupled weight decay.
+        clip: largest norm of the gradient.
+        ema_halflife: half-life of the averaged weights, in images.
+        precision: arithmetic of the forward pass.
+        seed: all randomness of the run derives from it.
+        flip: mirror images left to right with probability one half (never with a side-specific label).
+        checkpoint_every: images between saved states.
+        validate_every: images between validations and previews.
+        autoencoder_warmup: images before a codec's adversary starts; ignored by generators.
+    """
+
+    images: int
+    batch: int = 64
+    micro_batch: int | None = None
+    lr: float = 2e-4
+    warmup: int = 5_000
+    decay: Literal["constant", "cosine"] = "constant"
+    weight_decay: float = 0.0
+    clip: float = 1.0
+    ema_halflife: int = 20_000
+    precision: Precision = "fp32"
+    seed: int = 0
+    flip: bool = False
+    checkpoint_every: int = 20_000
+    validate_every: int = 20_000
+    autoencoder_warmup: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleSettings:
+    """What the sample factory draws.
+
+    Args:
+        count: number of samples.
+        labels: "balanced", or "prevalence" to follow the training split.
+        micro_batch: samples a forward pass; part of the determinism contract, so never a tuning knob
+            once a dataset exists.
+        seed: seeds of samples derive from it.
+    """
+
+    count: int = 256
+    labels: Literal["balanced", "prevalence"] = "balanced"
+    micro_batch: int = 16
+    seed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProveSettings:
+    """The experiment that answers whether synthetic studies help.
+
+    Args:
+        task: "classification" of the findings or "segmentation" of the masks.
+        fractions: shares of the training patients that the consumer may use.
+        ratios: synthetic studies for every real one in the mixed arm.
+        repeats: paired repeats of every arm.
+        steps: optimiser steps of every arm, equal for all.
+        batch: studies an optimiser step of the consumer.
+        seed: all randomness of the experiment derives from it.
+    """
+
+    task: Literal["classification", "segmentation"]
+    fractions: tuple[float, ...] = (1.0,)
+    ratios: tuple[float, ...] = (1.0,)
+    repeats: int = 3
+    steps: int = 300
+    batch: int = 32
+    seed: int = 0

@@ -1,0 +1,1 @@
+"""Known truth: physics-based phantoms."""
