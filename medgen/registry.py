@@ -111,7 +111,19 @@ def build(kind: str, name: str, settings: dict[str, Any], **wired: object) -> An
     """Build a component from checked settings and those wired arguments that it takes."""
     component = find(kind, name)
     takes = arguments(component)
-    return component(**settings, **{key: value for key, value in wired.items() if key in takes})
+    values = {key: value for key, value in wired.items() if key in takes}
+    return component(**from_plain(component, settings), **values)
+
+
+def from_plain(component: Callable[..., object], settings: dict[str, Any]) -> dict[str, Any]:
+    """Plain YAML values as the types that a component's signature names: lists to tuples, and so on."""
+    from pydantic import TypeAdapter
+
+    takes = arguments(component)
+    return {
+        key: TypeAdapter(takes[key].annotation).validate_python(value)
+        for key, value in settings.items()
+    }
 
 
 def _load(kind: str) -> None:

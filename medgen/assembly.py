@@ -1,0 +1,172 @@
+"""Recipes and checkpoints to built objects."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from medgen import registry
+from medgen.checkpoint import load_into, read_weights
+from medgen.conditioners.joint import JointConditioner
+from medgen.errors import CheckpointError, DataError
+from medgen.model import GenerativeModel
+from medgen.protocols import Codec, Dataset
+from medgen.recipe import Recipe
+from medgen.settings import TrainSettings
+from medgen.types import Schema
+
+
+def build_dataset(section: dict[str, Any], root: Path | None) -> Dataset:
+    """The dataset of a recipe's `data` section.
+
+    Args:
+        section: the checked section.
+        root: where data lives on this machine; None means the folder named by MEDGEN_DATA.
+
+    Raises:
+        DataError: the reader needs a folder and none was given.
+    """
+    reader = registry.find("data", section["type"])
+    if "root" in registry.arguments(reader):
+        named = os.environ.get("MEDGEN_DATA")
+        root = root or (Path(named) if named else None)
+        if root is None:
+            raise DataError(
+                f"data '{section['type']}' reads studies from a folder: give it with --data-root, "
+                "or set MEDGEN_DATA"
+            )
+        if not root.is_dir():
+            raise DataError(f"{root}: there is no such folder of studies")
+    return registry.build("data", section["type"], _arguments(section), root=root)
+
+
+def build_codec(section: dict[str, Any], schema: Schema) -> Codec:
+    """The codec of a checked `codec` section: fresh, or from a checkpoint."""
+    if "checkpoint" in section:
+        return from_pretrained(section["checkpoint"]).codec
+    settings = {k: v for k, v in _arguments(section).items() if k not in ("train", "losses")}
+    return registry.build("codec", section["type"], settings, schema=schema)
+
+
+def build_model(sections: dict[str, Any], schema: Schema, codec: Codec) -> GenerativeModel:
+    """The generative model of checked recipe sections, its weights fresh.
+
+    Args:
+        sections: all sections of a generator's recipe.
+        schema: what the studies hold.
+        codec: ready to use; its latents decide the backbone's shape.
+    """
+    conditioners = {
+        name: registry.build(
+            "conditioner", part["type"], _arguments(part), schema=schema, latent=codec.latent
+        )
+        for name, part in sections["conditioner"].items()
+    }
+    conditioner = JointConditioner(conditioners)
+    backbone = registry.build(
+        "backbone",
+        sections["backbone"]["type"],
+        _arguments(sections["backbone"]),
+        latent=codec.latent,
+        cond=conditioner.spec,
+    )
+    parts = {
+        kind: registry.build(kind, sections[kind]["type"], _arguments(sections[kind]))
+        for kind in ("objective", "sampler")
+    }
+    guidance = {k: v for k, v in _arguments(sections["guidance"]).items() if k != "dropout"}
+    return GenerativeModel(
+        schema,
+        codec,
+        conditioner,
+        backbone,
+        objective=parts["objective"],
+        sampler=parts["sampler"],
+        guidance=registry.build("guidance", sections["guidance"]["type"], guidance),
+        dropout=sections["guidance"]["dropout"],
+        micro_batch=sections["sample"]["micro_batch"],
+    )
+
+
+def from_pretrained(path: str | Path, *, device: str = "cpu") -> GenerativeModel:
+    """The generative model of a checkpoint's folder, or of a run's.
+
+    Args:
+        path: a folder with model.safetensors, or the name of a shipped checkpoint.
+        device: where to put it.
+
+    Raises:
+        CheckpointError: there is none, it is damaged, or it holds no generator.
+    """
+    folder = find_checkpoint(path)
+    state, metadata = read_weights(folder / "model.safetensors")
+    if metadata.get("kind") != "generator":
+        raise CheckpointError(f"{folder}: holds a {metadata.get('kind')}, expected a generator")
+    sections = json.loads(metadata["recipe"])
+    schema = Schema.from_dict(json.loads(metadata["schema"]))
+    model = build_model(sections, schema, _codec_shell(sections["codec"], schema))
+    load_into(model, state, str(folder))
+    model.source = metadata["digest"]
+    weak = folder / "weak.safetensors"
+    if "weak" in model.guidance.needs:
+        if not weak.is_file():
+            raise CheckpointError(f"{folder}: autoguidance needs weak.safetensors, which is not there")
+        model.weak = build_model(sections, schema, model.codec).to(device).eval()
+        load_into(model.weak, read_weights(weak)[0], str(weak))
+    return model.to(device).eval()
+
+
+def find_checkpoint(path: str | Path) -> Path:
+    """The folder of a checkpoint, by path or by the name of a shipped one.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    shipped = Path(__file__).parents[1] / "checkpoints"
+    for folder in (Path(path), shipped / str(path)):
+        if (folder / "model.safetensors").is_file():
+            return folder
+    if Path(path).is_file():
+        raise CheckpointError(f"{path}: expected the folder of a checkpoint, got a file")
+    raise CheckpointError(
+        f"{path}: there is no checkpoint here (expected a folder with model.safetensors)"
+    )
+
+
+def read_statistics(path: str | Path) -> dict[str, Any]:
+    """What the training studies' labels and scalars looked like, from a checkpoint's metadata."""
+    _, metadata = read_weights(find_checkpoint(path) / "model.safetensors")
+    return json.loads(metadata.get("statistics", "{}"))
+
+
+def generator_metadata(recipe: Recipe, schema: Schema, statistics: dict[str, Any]) -> dict[str, str]:
+    """What a generator's checkpoint says about itself."""
+    from medgen import __version__
+
+    return {
+        "kind": "generator",
+        "recipe": json.dumps(recipe.sections),
+        "recipe_digest": recipe.digest,
+        "schema": json.dumps(asdict(schema)),
+        "statistics": json.dumps(statistics),
+        "version": __version__,
+    }
+
+
+def train_settings(section: dict[str, Any]) -> TrainSettings:
+    """A checked `train` section as settings."""
+    return TrainSettings(**registry.from_plain(TrainSettings, section))
+
+
+def _codec_shell(section: dict[str, Any], schema: Schema) -> Codec:
+    """A codec of the right shape, whose weights a checkpoint is about to fill."""
+    if "checkpoint" in section:
+        raise CheckpointError("a checkpoint whose codec is another checkpoint must name its type")
+    return build_codec(section, schema)
+
+
+def _arguments(section: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in section.items() if key != "type"}

@@ -1,0 +1,191 @@
+"""YAML to a checked recipe: names from the registry, arguments from signatures, every problem at once.
+
+A recipe is data. It names components and their arguments; it holds no paths, code, inheritance or
+environment variables. `load` reads one, applies overrides, checks everything and fills in defaults, so
+a recipe in hand is complete, and its digest says all that decides what a run gives.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+from medgen.document import Document, dump_yaml, read_yaml
+from medgen.document import Path as Key
+from medgen.errors import RecipeError, did_you_mean
+
+SECTIONS = {
+    "generator": (
+        "name", "summary", "data", "codec", "conditioner", "backbone", "objective", "sampler",
+        "guidance", "train", "sample", "evaluate", "prove",
+    ),
+    "codec": ("name", "summary", "data", "codec"),
+}  # fmt: skip
+"""Keys of a recipe that trains a generator, and of one that trains a codec, in order."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A checked recipe with every default written out.
+
+    Args:
+        sections: plain values by section, as they would be written in YAML.
+        kind: what a run of it trains.
+    """
+
+    sections: dict[str, Any] = field(repr=False)
+    kind: Literal["generator", "codec"]
+
+    @property
+    def name(self) -> str:
+        """Such as "cxr/quickstart"."""
+        return self.sections["name"]
+
+    @property
+    def summary(self) -> str:
+        """One sentence."""
+        return self.sections["summary"]
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the resolved content, whatever its formatting."""
+        return digest(self.sections)
+
+    def to_yaml(self) -> str:
+        """The resolved recipe; `load` of it gives an equal recipe."""
+        return dump_yaml(self.sections)
+
+    def settings(self, section: str) -> dict[str, Any]:
+        """The arguments of the component or settings in `section`, without `type`."""
+        return {k: v for k, v in (self.sections.get(section) or {}).items() if k != "type"}
+
+
+def digest(value: Any) -> str:
+    """`sha256:...` of a plain value's canonical JSON."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"))
+    return "sha256:" + hashlib.sha256(text.encode()).hexdigest()
+
+
+def shipped() -> dict[str, Path]:
+    """Name -> file of every recipe that comes with medgen."""
+    packaged = Path(str(resources.files("medgen"))) / "_recipes"
+    root = packaged if packaged.is_dir() else Path(__file__).parents[1] / "recipes"
+    return {str(p.relative_to(root).with_suffix("")): p for p in sorted(root.rglob("*.yaml"))}
+
+
+def find(name: str) -> Path:
+    """The file of a shipped recipe by name, or of a path.
+
+    Raises:
+        RecipeError: there is neither.
+    """
+    if name in shipped():
+        return shipped()[name]
+    path = Path(name)
+    if path.is_dir() and (path / "recipe.yaml").is_file():
+        return path / "recipe.yaml"
+    if path.is_file():
+        return path
+    raise RecipeError(f"there is no recipe '{name}'. {did_you_mean(name, shipped())}")
+
+
+def load(name: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read, override, check and complete a recipe.
+
+    Args:
+        name: a shipped recipe's name, or a path.
+        overrides: "key=value" with a dotted key and a YAML value, such as "train.images=1000".
+
+    Raises:
+        RecipeError: with every problem found, each with file, line, key and remedy.
+    """
+    path = find(str(name))
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path}: cannot be read: {error}") from error
+    document = read_yaml(text, str(path))
+    if not isinstance(document.value, dict):
+        raise RecipeError(f"{path}:1: expected keys such as 'name' and 'data', got none")
+    _expand_codec(document)
+    for override in overrides:
+        _apply(document, override)
+    return check(document)
+
+
+def check(document: Document) -> Recipe:
+    """Check a recipe's content and fill in defaults.
+
+    Raises:
+        RecipeError: with every problem found.
+    """
+    from medgen.recipe_check import Checker
+
+    kind: Literal["generator", "codec"] = (
+        "generator" if "backbone" in document.value else "codec"
+    )
+    checker = Checker(document)
+    sections = checker.recipe(kind, SECTIONS[kind])
+    if checker.problems:
+        raise RecipeError(sorted(checker.problems, key=_line))
+    return Recipe(sections, kind)
+
+
+def _line(problem: str) -> tuple[str, int]:
+    parts = problem.split(":")
+    return parts[0], int(parts[1]) if len(parts) > 1 and parts[1].isdigit() else 0
+
+
+def _expand_codec(document: Document) -> None:
+    """Replace `codec: {recipe: NAME, ...}` by the codec of that recipe, other keys laid over it."""
+    section = document.value.get("codec")
+    if not isinstance(section, dict) or "recipe" not in section:
+        return
+    place = document.place(("codec", "recipe"))
+    try:
+        path = find(str(section["recipe"]))
+    except RecipeError as error:
+        raise RecipeError(f"{place}: codec.recipe: {error}") from error
+    other = read_yaml(path.read_text(encoding="utf-8"), str(path))
+    if not isinstance(other.value, dict) or "backbone" in other.value:
+        raise RecipeError(f"{place}: codec.recipe: '{section['recipe']}' does not train a codec")
+    mine = {key: value for key, value in section.items() if key != "recipe"}
+    document.value["codec"] = _merge(other.value.get("codec"), mine)
+    for key, where in other.places.items():
+        if key[:1] == ("codec",):
+            document.places.setdefault(key, where)
+
+
+def _merge(below: Any, above: Any) -> Any:
+    if not isinstance(below, dict) or not isinstance(above, dict):
+        return copy.deepcopy(above)
+    merged = dict(below)
+    for key, value in above.items():
+        merged[key] = _merge(below.get(key), value)
+    return merged
+
+
+def _apply(document: Document, override: str) -> None:
+    key, sign, text = override.partition("=")
+    source = f"--set {override}"
+    if not sign or not key:
+        raise RecipeError(f"{source}: expected KEY=VALUE, such as train.images=1000")
+    parsed = read_yaml(text, source)
+    path: Key = tuple(key.split("."))
+    target = document.value
+    for depth, part in enumerate(path[:-1]):
+        if target.get(part) is None:
+            target[part] = {}
+        target = target[part]
+        if not isinstance(target, dict):
+            raise RecipeError(f"{source}: '{'.'.join(map(str, path[: depth + 1]))}' has no keys")
+    target[path[-1]] = parsed.value
+    for known in [k for k in document.places if k[: len(path)] == path]:
+        del document.places[known]
+    document.places[path] = source

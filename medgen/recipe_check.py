@@ -1,0 +1,199 @@
+"""Checks of a recipe against the registry and the signatures of its components."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any, get_args
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from medgen import registry
+from medgen.document import Document
+from medgen.document import Path as Key
+from medgen.errors import RecipeError, did_you_mean
+from medgen.registry import Argument
+from medgen.settings import ProveSettings, SampleSettings, TrainSettings
+
+COMPONENTS = ("data", "codec", "backbone", "objective", "sampler", "guidance")
+DEFAULTS: dict[str, Any] = {
+    "conditioner": {},
+    "sampler": {"type": "ab2"},
+    "guidance": {"type": "none"},
+    "sample": {},
+    "evaluate": [],
+    "prove": None,
+}
+
+
+class Checker:
+    """Checks one document; collects problems instead of stopping at the first.
+
+    Args:
+        document: the recipe, overrides applied.
+    """
+
+    def __init__(self, document: Document) -> None:
+        self.document = document
+        self.problems: list[str] = []
+        self.domains: dict[str, str] = {}
+
+    def recipe(self, kind: str, sections: tuple[str, ...]) -> dict[str, Any]:
+        """Every section checked and completed; what is wrong is in `problems`."""
+        given = self.document.value
+        for key in given:
+            if key not in sections:
+                self.problem((key,), f"a {kind} recipe has no such key. {did_you_mean(key, sections)}")
+        complete: dict[str, Any] = {}
+        for section in sections:
+            if section not in given and section not in DEFAULTS:
+                self.problem((), f"'{section}' is missing")
+                continue
+            value = given.get(section, DEFAULTS.get(section))
+            complete[section] = self.section(section, value)
+        self._same_domain()
+        return complete
+
+    def section(self, section: str, value: Any) -> Any:
+        """One section checked and completed."""
+        if section in ("name", "summary"):
+            if not isinstance(value, str):
+                self.problem((section,), f"expected text, got {_show(value)}")
+            return value
+        if section in COMPONENTS:
+            return self._component(section, value, (section,))
+        if section == "conditioner":
+            return self._conditioners(value)
+        if section == "evaluate":
+            return self._metrics(value)
+        if section == "prove" and value is None:
+            return None
+        schema = {"train": TrainSettings, "sample": SampleSettings, "prove": ProveSettings}[section]
+        return self._settings(schema, value, (section,))
+
+    def problem(self, path: Key, text: str) -> None:
+        """Remember that the value at `path` is wrong."""
+        place = self.document.place(path)
+        key = ".".join(str(part) for part in path)
+        self.problems.append(": ".join(part for part in (place, key, text) if part))
+
+    def _component(self, kind: str, value: Any, path: Key) -> dict[str, Any]:
+        if not isinstance(value, dict):
+            self.problem(path, f"expected keys such as 'type', got {_show(value)}")
+            return {}
+        value = dict(value)
+        if kind == "codec" and "checkpoint" in value:
+            return self._codec_checkpoint(value, path)
+        extra = self._extra(kind, value, path)
+        name = value.pop("type", DEFAULTS.get(kind, {}).get("type"))
+        if not isinstance(name, str):
+            self.problem(path, f"'type' is missing. {did_you_mean('', registry.names(kind))}")
+            return {}
+        try:
+            component = registry.find(kind, name)
+        except RecipeError as error:
+            self.problem((*path, "type"), str(error))
+            return {}
+        domain = getattr(component, "domain", None)
+        if isinstance(domain, str):
+            self.domains[kind] = domain
+        return {"type": name, **self._arguments(component, value, path, f"{kind} '{name}'"), **extra}
+
+    def _codec_checkpoint(self, value: dict[str, Any], path: Key) -> dict[str, Any]:
+        for key in value:
+            if key != "checkpoint":
+                self.problem((*path, key), "a codec from a checkpoint takes no other key")
+        if not isinstance(value["checkpoint"], str):
+            self.problem((*path, "checkpoint"), "expected the name or path of a checkpoint")
+        return value
+
+    def _extra(self, kind: str, value: dict[str, Any], path: Key) -> dict[str, Any]:
+        """Keys of a section that are not arguments of its component."""
+        extra: dict[str, Any] = {}
+        if kind == "codec" and "train" in value:
+            extra["train"] = self._settings(TrainSettings, value.pop("train"), (*path, "train"))
+        if kind == "codec" and "losses" in value:
+            from medgen.codecs.losses import CodecLosses
+
+            extra["losses"] = self._settings(CodecLosses, value.pop("losses"), (*path, "losses"))
+        if kind == "guidance":
+            dropout = value.pop("dropout", 0.1)
+            if not isinstance(dropout, int | float) or not 0 <= dropout < 1:
+                self.problem((*path, "dropout"), f"expected a share below 1, got {_show(dropout)}")
+            extra["dropout"] = dropout
+        return extra
+
+    def _conditioners(self, value: Any) -> dict[str, Any]:
+        if not isinstance(value, dict):
+            self.problem(("conditioner",), f"expected named conditions, got {_show(value)}")
+            return {}
+        return {
+            name: self._component("conditioner", part, ("conditioner", name))
+            for name, part in value.items()
+        }
+
+    def _metrics(self, value: Any) -> list[Any]:
+        if not isinstance(value, list):
+            self.problem(("evaluate",), f"expected a list of metrics, got {_show(value)}")
+            return []
+        return [self._component("metric", v, ("evaluate", i)) for i, v in enumerate(value)]
+
+    def _settings(self, schema: type, value: Any, path: Key) -> dict[str, Any]:
+        if not isinstance(value, dict):
+            self.problem(path, f"expected keys, got {_show(value)}")
+            return {}
+        return self._arguments(schema, value, path, f"section '{path[-1]}'")
+
+    def _arguments(
+        self, component: Callable[..., Any], value: dict[str, Any], path: Key, what: str
+    ) -> dict[str, Any]:
+        takes = registry.arguments(component)
+        open_names = [name for name, argument in takes.items() if not argument.wired]
+        for key in value:
+            if key in registry.WIRED and key in takes:
+                self.problem((*path, key), "comes from other components; remove it")
+            elif key not in takes:
+                hint = did_you_mean(key, open_names)
+                self.problem((*path, key), f"{what} has no argument '{key}'. {hint}")
+        complete: dict[str, Any] = {}
+        for name in open_names:
+            complete[name] = self._argument(takes[name], value, path, what)
+        return complete
+
+    def _argument(self, argument: Argument, value: dict[str, Any], path: Key, what: str) -> Any:
+        adapter = TypeAdapter(
+            argument.annotation, config=ConfigDict(arbitrary_types_allowed=True)
+        ) if not _has_own_config(argument.annotation) else TypeAdapter(argument.annotation)
+        if argument.name not in value:
+            if argument.required:
+                self.problem(path, f"{what} needs '{argument.name}'")
+                return None
+            return adapter.dump_python(argument.default, mode="json")
+        given = value[argument.name]
+        try:
+            checked = adapter.validate_json(json.dumps(given), strict=True)
+        except ValidationError as error:
+            detail = error.errors()[0]
+            inner = tuple(part for part in detail["loc"] if isinstance(part, int | str))
+            text = f"{detail['msg']}, got {_show(given)}"
+            choices = get_args(argument.annotation)
+            if isinstance(given, str) and choices and all(isinstance(c, str) for c in choices):
+                text += f". {did_you_mean(given, choices)}"
+            self.problem((*path, argument.name, *inner[:1]), text)
+            return None
+        return adapter.dump_python(checked, mode="json")
+
+    def _same_domain(self) -> None:
+        parts = {k: d for k, d in self.domains.items() if k in ("backbone", "objective", "sampler")}
+        if len(set(parts.values())) > 1:
+            listed = ", ".join(f"{kind} is {domain}" for kind, domain in parts.items())
+            self.problem(("backbone",), f"these parts do not go together: {listed}")
+
+
+def _has_own_config(annotation: Any) -> bool:
+    return hasattr(annotation, "__dataclass_fields__") or hasattr(annotation, "model_config")
+
+
+def _show(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else text[:57] + "..."

@@ -1,0 +1,185 @@
+"""The sample factory: a plan to a dataset on disk, exactly once, whatever happens in between.
+
+The unit of work is a micro-batch of the plan. A unit's files are written, then a record that says so;
+tables are written when every unit has its record. A rerun draws only what has no record. Each unit is
+drawn on one thread with a fixed micro-batch, so its bytes do not depend on batch size, order, restarts,
+workers or processes (on one device type and library version).
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from medgen.errors import OutputError
+from medgen.model import GenerativeModel
+from medgen.nn.attention import resolved_backend
+from medgen.synthesis.export import condition_of, write_atomic, write_sample, write_tables
+from medgen.synthesis.plan import Plan
+from medgen.types import Provenance
+
+Progress = Callable[[int, int], None]
+"""Called with (samples done, samples in all)."""
+
+
+def synthesize(
+    model: GenerativeModel,
+    plan: Plan,
+    out: Path,
+    *,
+    recipe: dict[str, Any],
+    workers: int = 1,
+    shard: tuple[int, int] = (0, 1),
+    progress: Progress | None = None,
+) -> Path:
+    """Draw the samples of a plan into a folder; run again to resume.
+
+    Args:
+        model: a trained model, from `from_pretrained`.
+        plan: what to draw.
+        out: folder of the dataset.
+        recipe: resolved sections of the model's recipe.
+        workers: threads that draw units side by side on a CPU.
+        shard: (index, count): draw every count-th unit only; whoever finishes last writes the tables.
+        progress: told how many samples are done.
+
+    Raises:
+        OutputError: the folder holds something else or cannot be written.
+    """
+    about = _about(model, plan, recipe)
+    if _claim(out, about):
+        return out
+    size = model.micro_batch
+    units = [range(start, min(start + size, len(plan))) for start in range(0, len(plan), size)]
+    mine = [k for k in range(shard[0], len(units), shard[1]) if not _record(out, k).is_file()]
+    done = sum(len(unit) for k, unit in enumerate(units) if _record(out, k).is_file())
+    model.eval()
+    for k in _side_by_side(mine, workers, lambda k: _draw(model, plan, units[k], out, k)):
+        done += len(units[k])
+        if progress is not None:
+            progress(done, len(plan))
+    _assemble(model, out, units, about, recipe)
+    return out
+
+
+def draw_unit(model: GenerativeModel, plan: Plan, places: range) -> torch.Tensor:
+    """Images of one unit of a plan, (n c *s) in [-1, 1], on one thread."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        image = model.sample(plan.conditions.select(places), [plan.seeds[i] for i in places]).image
+    finally:
+        torch.set_num_threads(threads)
+    assert image is not None
+    return image
+
+
+def sample_name(index: int) -> str:
+    """The fresh identifier of sample `index`: it tells nothing about a patient."""
+    return f"synthetic-{index:06d}"
+
+
+def _about(model: GenerativeModel, plan: Plan, recipe: dict[str, Any]) -> dict[str, Any]:
+    from medgen import __version__
+
+    device = next(model.backbone.parameters()).device
+    return {
+        "checkpoint": model.source,
+        "plan": plan.digest,
+        "recipe": recipe["name"],
+        "sampler": recipe["sampler"],
+        "guidance": recipe["guidance"],
+        "micro_batch": model.micro_batch,
+        "device": device.type,
+        "attention": resolved_backend(device),
+        "versions": {"medgen": __version__, "torch": torch.__version__},
+    }
+
+
+def _claim(out: Path, about: dict[str, Any]) -> bool:
+    """Make the folder ours; True if the dataset is complete already.
+
+    Raises:
+        OutputError: another dataset, or something else, stands there.
+    """
+    complete, begun = out / "dataset.json", out / "parts" / "about.json"
+    for file in (complete, begun):
+        if file.is_file():
+            held = json.loads(file.read_text())
+            changed = [key for key, value in about.items() if held.get(key) != value]
+            if changed:
+                raise OutputError(
+                    f"{out}: holds a dataset drawn with another {', '.join(changed)}; "
+                    "choose another folder with --out"
+                )
+            return file == complete
+    if out.is_dir() and any(out.iterdir()):
+        raise OutputError(f"{out}: is not empty and holds no dataset of medgen; choose another folder")
+    write_atomic(begun, json.dumps(about).encode())
+    return False
+
+
+def _record(out: Path, unit: int) -> Path:
+    return out / "parts" / f"{unit:06d}.json"
+
+
+def _side_by_side(
+    units: list[int], workers: int, work: Callable[[int], None]
+) -> Iterator[int]:
+    if workers <= 1:
+        for unit in units:
+            work(unit)
+            yield unit
+        return
+    with ThreadPoolExecutor(workers) as pool:
+        waiting = {pool.submit(work, unit): unit for unit in units}
+        try:
+            for future in as_completed(waiting):
+                future.result()
+                yield waiting[future]
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _draw(model: GenerativeModel, plan: Plan, places: range, out: Path, unit: int) -> None:
+    images = draw_unit(model, plan, places)
+    records = []
+    for image, index in zip(images, places, strict=True):
+        mask = None if plan.conditions.mask is None else plan.conditions.mask[index]
+        files = write_sample(out, sample_name(index), image, mask)
+        provenance = Provenance(
+            id=sample_name(index),
+            synthetic=True,
+            source=model.source,
+            seed=plan.seeds[index],
+            condition=condition_of(plan.conditions, index, model.schema),
+        )
+        records.append({**asdict(provenance), "files": files})
+    write_atomic(_record(out, unit), json.dumps(records).encode())
+
+
+def _assemble(
+    model: GenerativeModel,
+    out: Path,
+    units: list[range],
+    about: dict[str, Any],
+    recipe: dict[str, Any],
+) -> None:
+    """Write the tables if every unit has its record, then drop the records."""
+    from medgen.document import dump_yaml
+
+    if not all(_record(out, k).is_file() for k in range(len(units))):
+        return
+    records = [r for k in range(len(units)) for r in json.loads(_record(out, k).read_text())]
+    schema = model.schema
+    if not any("mask" in record["files"] for record in records):
+        schema = replace(schema, mask_classes=())
+    write_tables(out, schema, records, about=about, recipe_yaml=dump_yaml(recipe))
+    shutil.rmtree(out / "parts", ignore_errors=True)

@@ -1,0 +1,164 @@
+"""Samples to files: one image and mask a sample, then the tables that make a dataset of them."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from medgen.data.files import write_png
+from medgen.errors import OutputError
+from medgen.types import Batch, Schema
+
+
+def write_atomic(path: Path, content: bytes) -> None:
+    """Write a file that is either whole or absent, and on disk when this returns.
+
+    Raises:
+        OutputError: the folder is unwritable or full.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            Path(name).chmod(0o644)
+            Path(name).replace(path)
+        except BaseException:
+            Path(name).unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be written: {error.strerror or error}") from error
+
+
+def condition_of(conditions: Batch, index: int, schema: Schema) -> dict[str, Any]:
+    """What sample `index` was asked for, in names and values; unknown findings are left out."""
+    asked: dict[str, Any] = {}
+    if conditions.label is not None:
+        row = conditions.label[index].tolist()
+        if schema.exclusive:
+            present = [name for name, value in zip(schema.findings, row, strict=True) if value == 1]
+            asked["finding"] = present[0] if present else None
+        else:
+            pairs = zip(schema.findings, row, strict=True)
+            asked["findings"] = {name: value for name, value in pairs if value >= 0}
+    if conditions.scalar is not None:
+        values = [round(float(value), 6) for value in conditions.scalar[index]]
+        pairs = zip(schema.scalars, values, strict=True)
+        asked["scalars"] = {name: value for name, value in pairs if value == value}
+    return asked
+
+
+def write_sample(
+    folder: Path, name: str, image: Tensor, mask: Tensor | None
+) -> dict[str, dict[str, str]]:
+    """Write one sample's files.
+
+    Args:
+        folder: of the dataset.
+        name: of the sample.
+        image: (c h w) in [-1, 1].
+        mask: (h w) classes that it was asked for, or None.
+
+    Returns:
+        For "image" and "mask": path within the dataset and SHA-256 of the file.
+    """
+    pixels = ((image.clamp(-1, 1) + 1) / 2).numpy()
+    files = {"image": folder / "images" / f"{name}.png"}
+    write_png(files["image"], pixels, bits=8)
+    if mask is not None:
+        files["mask"] = folder / "masks" / f"{name}.png"
+        write_png(files["mask"], mask[None].to(torch.float32).numpy() / 255, bits=8)
+    return {
+        kind: {
+            "path": str(path.relative_to(folder)),
+            "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+        }
+        for kind, path in files.items()
+    }
+
+
+def write_tables(
+    folder: Path,
+    schema: Schema,
+    records: list[dict[str, Any]],
+    *,
+    about: Mapping[str, Any],
+    recipe_yaml: str,
+) -> None:
+    """Write what makes files a dataset; `dataset.json` comes last, so its presence means complete.
+
+    Args:
+        folder: of the dataset.
+        schema: of its studies.
+        records: one manifest line a sample, in order.
+        about: provenance of the dataset as a whole.
+        recipe_yaml: the resolved recipe of the generator.
+    """
+    lines = [json.dumps(record, sort_keys=True) for record in records]
+    manifest = ("\n".join(lines) + "\n").encode()
+    write_atomic(folder / "manifest.jsonl", manifest)
+    write_atomic(folder / "labels.csv", _table(schema, records).encode())
+    write_atomic(folder / "recipe.yaml", recipe_yaml.encode())
+    write_atomic(folder / "README.md", _readme(schema, records, about).encode())
+    dataset = {
+        **about,
+        "schema": asdict(schema),
+        "count": len(records),
+        "manifest_sha256": hashlib.sha256(manifest).hexdigest(),
+        "synthetic": True,
+    }
+    write_atomic(folder / "dataset.json", (json.dumps(dataset, indent=2) + "\n").encode())
+
+
+def _table(schema: Schema, records: list[dict[str, Any]]) -> str:
+    masks = any("mask" in record["files"] for record in records)
+    findings = ("finding",) if schema.exclusive else schema.findings
+    columns = ["image", *(["mask"] if masks else []), "patient", "split", *findings]
+    columns += schema.scalars
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    for record in records:
+        asked = record["condition"]
+        row: dict[str, Any] = {"image": record["files"]["image"]["path"]}
+        if masks:
+            row["mask"] = record["files"]["mask"]["path"]
+        row |= {"patient": record["id"], "split": "train"}
+        if schema.exclusive:
+            row["finding"] = asked.get("finding") or ""
+        row |= asked.get("findings", {})
+        row |= asked.get("scalars", {})
+        writer.writerow(row)
+    return text.getvalue()
+
+
+def _readme(schema: Schema, records: list[dict[str, Any]], about: Mapping[str, Any]) -> str:
+    findings = ", ".join(schema.findings) or "none"
+    return f"""# Synthetic studies
+
+Every image in this folder is **synthetic**: drawn by a generator, not measured on a person. Use it for
+research and to train models; never for diagnosis, and never in a validation or test set.
+
+- samples: {len(records)}
+- size: {" x ".join(map(str, schema.size))}, {schema.channels} channel(s), 8 bit
+- findings: {findings}
+- generator: recipe `{about["recipe"]}`, checkpoint `{about["checkpoint"]}`
+- `labels.csv`: one line a sample; medgen's `folder` reader reads it
+- `manifest.jsonl`: one line a sample: seed, condition, checkpoint, SHA-256 of its files
+
+`medgen verify` re-draws samples of this folder from their seeds and compares them byte for byte.
+"""

@@ -1,0 +1,134 @@
+"""Does a dataset hold what its manifest says, and does its checkpoint still draw it?"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tempfile
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from medgen.errors import DataError
+from medgen.model import GenerativeModel
+from medgen.rng import derive
+from medgen.synthesis.draw import draw_unit
+from medgen.synthesis.export import write_sample
+from medgen.synthesis.plan import Plan, read_masks
+from medgen.types import Batch, Schema
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What was checked and what was found wrong.
+
+    Args:
+        files: number of files whose SHA-256 was checked.
+        redrawn: number of samples drawn again and compared.
+        problems: one sentence each; empty means that all is as the manifest says.
+    """
+
+    files: int
+    redrawn: int
+    problems: tuple[str, ...]
+
+
+def verify(
+    folder: Path, model: GenerativeModel | None, *, count: int = 8, seed: int = 0
+) -> Verification:
+    """Check every file of a dataset against its manifest, and re-draw some samples.
+
+    Args:
+        folder: of the dataset.
+        model: the generator that drew it; None checks files only.
+        count: samples to draw again.
+        seed: which samples are chosen.
+
+    Raises:
+        DataError: the folder holds no complete dataset, or was drawn by another checkpoint.
+    """
+    about, records = read_dataset(folder)
+    problems = list(_wrong_files(folder, records))
+    if hashlib.sha256((folder / "manifest.jsonl").read_bytes()).hexdigest() != about["manifest_sha256"]:
+        problems.append("manifest.jsonl: is not the manifest that was written")
+    redrawn = 0
+    if model is not None:
+        if model.source != about["checkpoint"]:
+            raise DataError(
+                f"{folder}: was drawn by checkpoint {about['checkpoint']}, got {model.source}"
+            )
+        chosen = np.random.default_rng(derive(seed, "verify")).permutation(len(records))[:count]
+        redrawn = len(chosen)
+        problems += _drawn_differently(folder, model, records, about, sorted(chosen.tolist()))
+    return Verification(sum(len(r["files"]) for r in records), redrawn, tuple(problems))
+
+
+def read_dataset(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """`dataset.json` and the lines of `manifest.jsonl` of a complete dataset.
+
+    Raises:
+        DataError: the folder holds no complete dataset.
+    """
+    if not (folder / "dataset.json").is_file():
+        raise DataError(f"{folder}: holds no complete synthetic dataset (dataset.json is not there)")
+    try:
+        about = json.loads((folder / "dataset.json").read_text())
+        lines = (folder / "manifest.jsonl").read_text().splitlines()
+        return about, [json.loads(line) for line in lines]
+    except (OSError, ValueError) as error:
+        raise DataError(f"{folder}: dataset.json or manifest.jsonl cannot be read: {error}") from error
+
+
+def _wrong_files(folder: Path, records: list[dict[str, Any]]) -> Iterable[str]:
+    for record in records:
+        for file in record["files"].values():
+            path = folder / file["path"]
+            if not path.is_file():
+                yield f"{file['path']}: is missing"
+            elif hashlib.sha256(path.read_bytes()).hexdigest() != file["sha256"]:
+                yield f"{file['path']}: has other bytes than were written"
+
+
+def _drawn_differently(
+    folder: Path,
+    model: GenerativeModel,
+    records: list[dict[str, Any]],
+    about: dict[str, Any],
+    chosen: list[int],
+) -> Iterable[str]:
+    size = about["micro_batch"]
+    plan = _plan(folder, records, model.schema)
+    for unit in sorted({index // size for index in chosen}):
+        places = range(unit * size, min((unit + 1) * size, len(records)))
+        images = draw_unit(model, plan, places)
+        for index in (i for i in chosen if i in places):
+            mask = None if plan.conditions.mask is None else plan.conditions.mask[index]
+            with tempfile.TemporaryDirectory() as scratch:
+                files = write_sample(Path(scratch), "again", images[index - places.start], mask)
+            if files["image"]["sha256"] != records[index]["files"]["image"]["sha256"]:
+                yield f"{records[index]['id']}: drawn again from its seed, it is another image"
+
+
+def _plan(folder: Path, records: list[dict[str, Any]], schema: Schema) -> Plan:
+    """The plan that a manifest tells of."""
+    asked = [record["condition"] for record in records]
+    label = scalar = mask = None
+    if schema.exclusive and any("finding" in a for a in asked):
+        rows = [
+            [int(a["finding"] == name) if a["finding"] else -1 for name in schema.findings]
+            for a in asked
+        ]
+        label = torch.tensor(rows)
+    elif any("findings" in a for a in asked):
+        label = torch.tensor([[a["findings"].get(n, -1) for n in schema.findings] for a in asked])
+    if any("scalars" in a for a in asked):
+        nan = float("nan")
+        scalar = torch.tensor([[a["scalars"].get(n, nan) for n in schema.scalars] for a in asked])
+    if any("mask" in record["files"] for record in records):
+        mask = read_masks([folder / r["files"]["mask"]["path"] for r in records], schema)
+    seeds = tuple(record["seed"] for record in records)
+    return Plan(Batch(label=label, scalar=scalar, mask=mask), seeds)
