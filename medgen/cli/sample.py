@@ -1,0 +1,127 @@
+"""`medgen sample` and `medgen verify`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+from medgen.cli import options
+
+
+@click.command(
+    epilog=options.examples(
+        "medgen sample runs/cxr/quickstart --out synthetic/quickstart --count 64",
+        "medgen sample MODEL --out DIR --conditions wanted.csv",
+        "medgen sample MODEL --out DIR --prevalence effusion=0.3 --prevalence nodule=0.1",
+        "medgen sample MODEL --out DIR --masks folder/of/masks",
+    )
+)
+@click.argument("model", type=click.Path(path_type=Path))
+@options.out(required=True)
+@click.option("--count", type=click.IntRange(1), default=64, show_default=True, help="Samples.")
+@click.option(
+    "--labels",
+    type=click.Choice(["balanced", "prevalence"]),
+    default="balanced",
+    show_default=True,
+    help="Findings in equal parts, or as often as in the training studies.",
+)
+@click.option("--prevalence", multiple=True, metavar="FINDING=SHARE", help="Ask for a prevalence.")
+@click.option("--conditions", type=click.Path(path_type=Path), help="CSV: one sample a row.")
+@click.option("--masks", type=click.Path(path_type=Path), help="Folder of masks to ask for (PNG).")
+@click.option("--seed", type=int, default=0, show_default=True, help="All seeds derive from it.")
+@click.option("--workers", type=click.IntRange(1), help="Threads on a CPU. Default: its cores.")
+@click.option("--shard", metavar="I/N", help="Draw every N-th part only, beginning with part I.")
+@click.option("--sheet", type=click.Path(path_type=Path), help="Also write a contact sheet here.")
+@options.device
+def sample(
+    model: Path,
+    out: Path,
+    count: int,
+    labels: str,
+    prevalence: tuple[str, ...],
+    conditions: Path | None,
+    masks: Path | None,
+    seed: int,
+    workers: int | None,
+    shard: str | None,
+    sheet: Path | None,
+    device: str,
+) -> None:
+    """Draw a synthetic labelled dataset from MODEL, a checkpoint's or run's folder.
+
+    Run the same command again to resume. Every sample has its own seed, so its bytes do not depend on
+    workers, shards or restarts.
+    """
+    from medgen.assembly import from_pretrained
+    from medgen.devices import find_device
+    from medgen.pipeline import draw_dataset, plan_for
+
+    wanted = {"labels": _prevalences(prevalence) or labels, "table": conditions, "masks": masks}
+    generator = from_pretrained(model, device=str(find_device(device)))
+    plan = plan_for(model, generator, count=count, seed=seed, **wanted)
+    with options.progress_bar("sampling") as progress:
+        drawn = draw_dataset(
+            model, generator, plan, out, workers=workers, shard=_shard(shard), progress=progress
+        )
+    if drawn.seconds > 0 and drawn.count:
+        rate = drawn.count / drawn.seconds
+        click.echo(f"{drawn.count} samples drawn, {rate:.1f} images/s", err=True)
+    if sheet is not None:
+        from medgen.pipeline import write_sheet
+
+        write_sheet(out, sheet)
+        click.echo(f"contact sheet: {sheet}", err=True)
+    click.echo(str(out))
+
+
+@click.command(
+    epilog=options.examples(
+        "medgen verify synthetic/quickstart --model runs/cxr/quickstart", "medgen verify DIR"
+    )
+)
+@click.argument("dataset", type=click.Path(path_type=Path))
+@click.option("--model", type=click.Path(path_type=Path), help="Checkpoint that drew it.")
+@click.option("--count", type=click.IntRange(0), default=8, show_default=True, help="Re-drawn.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Which samples to re-draw.")
+@options.as_json
+def verify(dataset: Path, model: Path | None, count: int, seed: int, as_json: bool) -> None:
+    """Check the files of a synthetic DATASET, and draw some samples again to compare.
+
+    Without --model only the files are checked against their manifest.
+    """
+    from medgen.assembly import from_pretrained
+    from medgen.synthesis.verify import verify as check
+
+    generator = from_pretrained(model) if model is not None else None
+    result = check(dataset, generator, count=count, seed=seed)
+    if as_json:
+        click.echo(json.dumps(result.__dict__))
+    else:
+        for problem in result.problems:
+            click.echo(problem)
+        verdict = "not as written" if result.problems else "ok"
+        click.echo(f"{verdict}: {result.files} files checked, {result.redrawn} samples drawn again")
+    raise click.exceptions.Exit(int(bool(result.problems)))
+
+
+def _prevalences(given: tuple[str, ...]) -> dict[str, float]:
+    shares: dict[str, float] = {}
+    for text in given:
+        name, _, share = text.rpartition("=")
+        try:
+            shares[name] = float(share)
+        except ValueError:
+            raise click.UsageError(f"--prevalence {text}: expected FINDING=SHARE") from None
+    return shares
+
+
+def _shard(text: str | None) -> tuple[int, int]:
+    if text is None:
+        return 0, 1
+    first, _, second = text.partition("/")
+    if not (first.isdigit() and second.isdigit() and int(first) < int(second)):
+        raise click.UsageError(f"--shard {text}: expected I/N with I < N, such as 0/2")
+    return int(first), int(second)
