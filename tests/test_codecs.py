@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from medgen import registry
+from medgen.codecs.autoencoder import Autoencoder
 from medgen.codecs.pixels import Pixels, cosine_basis
 from medgen.types import Schema
 
@@ -90,3 +91,94 @@ class TestPixels:
             Pixels(Schema(size=(8, 8)), whiten="none")  # type: ignore[arg-type]
         with pytest.raises(ValueError, match="got none"):
             Pixels(Schema(size=(8, 8))).fit(torch.zeros(0, 1, 8, 8))
+
+
+class TestAutoencoder:
+    @pytest.mark.parametrize(
+        ("size", "settings", "shape"),
+        [
+            ((16, 24), {"channels": (8, 8, 16)}, (4, 4, 6)),
+            ((16, 16), {"channels": (8, 16), "patch": 2, "latent_channels": 3}, (3, 4, 4)),
+            ((8, 16, 8), {"channels": (8, 8), "attention": True}, (4, 4, 8, 4)),
+        ],
+    )
+    def test_shapes_two_and_three_axes(self, size, settings, shape):
+        codec = Autoencoder(Schema(size=size, channels=2), blocks=1, **settings)
+        images = smooth(3, size, channels=2)
+        assert codec.latent.shape == shape
+        z = codec.encode(images)
+        assert z.shape == (3, *shape)
+        assert codec.decode(z).shape == images.shape
+        reconstruction, mean, logvar = codec(images, torch.zeros_like(z))
+        assert mean.shape == logvar.shape == z.shape
+        torch.testing.assert_close(reconstruction, codec.reconstruct(mean))
+
+    def test_fit_gives_unit_variance_and_changes_no_reconstruction(self, tiny):
+        codec, images = tiny
+        before = codec.decode(codec.encode(images))
+        codec.fit(images)
+        z = codec.encode(images)
+        torch.testing.assert_close(z.mean(dim=(0, 2, 3)), torch.zeros(4), atol=1e-4, rtol=0)
+        torch.testing.assert_close(
+            z.std(dim=(0, 2, 3), correction=0), torch.ones(4), atol=1e-3, rtol=0
+        )
+        torch.testing.assert_close(codec.decode(z), before, atol=1e-4, rtol=0)
+
+    def test_forward_draws_from_the_posterior(self, tiny):
+        codec, images = tiny
+        noise = torch.full((len(images), *codec.latent.shape), 1.5)
+        reconstruction, mean, logvar = codec(images, noise)
+        drawn = mean + 1.5 * (logvar / 2).exp()
+        torch.testing.assert_close(reconstruction, codec.reconstruct(drawn))
+
+    def test_encode_is_deterministic_and_decode_in_range(self, tiny):
+        codec, images = tiny
+        assert torch.equal(codec.encode(images), codec.encode(images))
+        assert codec.decode(100 * codec.encode(images)).abs().max() <= 1
+
+    def test_learns_to_reconstruct(self, tiny):
+        codec, images = tiny
+        optimizer = torch.optim.AdamW(codec.parameters(), lr=3e-3)
+        for _ in range(120):
+            optimizer.zero_grad()
+            loss = (codec(images, torch.zeros(8, 4, 4, 4))[0] - images).square().mean()
+            loss.backward()
+            optimizer.step()
+        assert loss.item() < 0.1 * images.var().item()
+
+    def test_last_layer_moves_every_pixel(self, tiny):
+        codec, images = tiny
+        assert codec.last_layer.shape[:2] == (1 * 2**2, 8)
+        with torch.no_grad():
+            codec.last_layer.zero_()
+        flat = codec.reconstruct(codec.posterior(images)[0])
+        assert flat.std(dim=0).max() < 1e-6
+
+    def test_weights_load_into_the_same_network_only(self, tiny):
+        codec, images = tiny
+        codec.fit(images)
+        twin = Autoencoder(Schema(size=(16, 16)), channels=(8, 8), patch=2, blocks=1)
+        twin.load_state_dict(codec.state_dict())
+        assert torch.equal(twin.encode(images), codec.encode(images))
+
+    @pytest.mark.parametrize(
+        ("size", "settings", "message"),
+        [
+            ((18, 16), {}, r"not divisible by 4; use images of \(20, 16\)"),
+            ((16, 16), {"channels": (8, 12)}, "multiples of 8"),
+            ((16, 16), {"channels": ()}, "multiples of 8"),
+            ((16, 16), {"latent_channels": 0}, "1 or more"),
+            ((16,), {}, "2 or 3 axes"),
+        ],
+    )
+    def test_refusals(self, size, settings, message):
+        with pytest.raises(ValueError, match=message):
+            Autoencoder(Schema(size=size), **settings)
+
+
+@pytest.fixture
+def tiny():
+    """A small untrained autoencoder, f4, and images for it."""
+    torch.manual_seed(0)
+    codec = Autoencoder(Schema(size=(16, 16)), channels=(8, 8), patch=2, blocks=1)
+    return codec, smooth(8, (16, 16))

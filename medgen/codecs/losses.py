@@ -1,0 +1,232 @@
+"""What an autoencoder is trained on: reconstruction, perception, a critic of patches, KL.
+
+Every loss is one value an image, (b,); the caller reduces.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from medgen.codecs.lpips import Lpips, find_trunk
+from medgen.types import Schema
+
+logger = logging.getLogger(__name__)
+
+Perceptual = Literal["auto", "lpips", "features", "none"]
+_SMALLEST_SIDE = 11
+_SCALES = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossSettings:
+    """The weights of an autoencoder's losses; a weight of 0 leaves a loss out.
+
+    Args:
+        reconstruction: mean error of the pixels, "l1" or "mse".
+        perceptual: "lpips" needs the weights of its trunk on disk; "features" compares structure at
+            several scales and needs none; "auto" is LPIPS where its trunk is found, else features.
+        perceptual_weight: times the perceptual loss.
+        trunk: file with the torchvision weights of LPIPS' trunk; None looks in torch's hub cache.
+        adversarial_weight: times the adversary's part, once it has started.
+        adaptive: scale the adversary so that its gradient on the decoder's last layer is as long as
+            that of the other losses.
+        kl_weight: times the KL divergence per latent number.
+        critic_channels: features of the critic's first layer.
+    """
+
+    reconstruction: Literal["l1", "mse"] = "l1"
+    perceptual: Perceptual = "auto"
+    perceptual_weight: float = 0.5
+    trunk: Path | None = None
+    adversarial_weight: float = 0.1
+    adaptive: bool = True
+    kl_weight: float = 1e-4
+    critic_channels: int = 32
+
+
+class AutoencoderLoss(nn.Module):
+    """Reconstruction + perception + KL of an autoencoder: everything but the adversary.
+
+    Args:
+        schema: what the studies hold.
+        settings: which losses, and how much each weighs.
+
+    Raises:
+        MissingExtraError: LPIPS is asked for and its trunk is not on disk.
+    """
+
+    def __init__(self, schema: Schema, settings: LossSettings) -> None:
+        super().__init__()
+        self.settings = settings
+        self.kind, trunk = _perception(schema, settings)
+        self.lpips = Lpips(trunk) if trunk is not None else None
+
+    def forward(
+        self, reconstruction: Tensor, image: Tensor, mean: Tensor, logvar: Tensor
+    ) -> dict[str, Tensor]:
+        """The weighted parts by name, each (b,); their sum is what the autoencoder minimises."""
+        settings = self.settings
+        error = F.l1_loss if settings.reconstruction == "l1" else F.mse_loss
+        parts = {
+            "reconstruction": _per_image(error(reconstruction, image, reduction="none")),
+            "kl": settings.kl_weight * kl_divergence(mean, logvar),
+        }
+        if self.lpips is not None:
+            parts["perceptual"] = settings.perceptual_weight * self.lpips(reconstruction, image)
+        elif self.kind == "features":
+            structure = structure_loss(reconstruction, image)
+            parts["perceptual"] = settings.perceptual_weight * structure
+        return parts
+
+
+def kl_divergence(
+    mean: Float[Tensor, "b c *s"], logvar: Float[Tensor, "b c *s"]
+) -> Float[Tensor, "b"]:
+    """KL divergence of a diagonal Gaussian from the standard normal, mean over latent numbers."""
+    return _per_image(0.5 * (mean.square() + logvar.exp() - 1 - logvar))
+
+
+def ms_ssim(a: Float[Tensor, "b c *s"], b: Float[Tensor, "b c *s"]) -> Float[Tensor, "b"]:
+    """Multi-scale structural similarity of images in [-1, 1], with as many scales as fit.
+
+    Source: Wang, Simoncelli, Bovik 2003, Multiscale structural similarity.
+    """
+    from torchmetrics.functional.image import (
+        multiscale_structural_similarity_index_measure as similarity,
+    )
+
+    side, scales = min(a.shape[2:]), 1
+    while scales < len(_SCALES) and side // scales**2 >= _SMALLEST_SIDE and side >> scales > 5:
+        scales += 1
+    weights = torch.tensor(_SCALES[:scales])
+    betas = tuple((weights / weights.sum()).tolist())
+    kernel, sigma = (_SMALLEST_SIDE, 1.5) if side >= _SMALLEST_SIDE else (3, 0.3)
+    return similarity(
+        (a + 1) / 2,
+        (b + 1) / 2,
+        kernel_size=kernel,
+        sigma=sigma,
+        betas=betas,
+        data_range=1.0,
+        reduction="none",
+        normalize="relu",
+    )
+
+
+def gradient_loss(
+    a: Float[Tensor, "b c *s"], b: Float[Tensor, "b c *s"], *, scales: int = 3
+) -> Float[Tensor, "b"]:
+    """Mean absolute difference of the images' finite differences, over a pyramid of halvings.
+
+    Source: Mathieu, Couprie, LeCun 2016, arXiv 1511.05440, eq. 6, with exponent 1.
+    """
+    pool = F.avg_pool2d if a.ndim == 4 else F.avg_pool3d
+    total, used = torch.zeros(len(a), device=a.device), 0
+    while used < scales and min(a.shape[2:]) >= 2:
+        difference = a - b
+        along = [_per_image(difference.diff(dim=axis).abs()) for axis in range(2, a.ndim)]
+        total = total + torch.stack(along).mean(dim=0)
+        a, b, used = pool(a, 2), pool(b, 2), used + 1
+    return total / max(used, 1)
+
+
+def structure_loss(a: Float[Tensor, "b c *s"], b: Float[Tensor, "b c *s"]) -> Float[Tensor, "b"]:
+    """Lost structure: 1 - MS-SSIM, plus the error of the gradients; needs no trained features."""
+    return 1 - ms_ssim(a, b) + gradient_loss(a, b)
+
+
+def hinge_critic(real: Tensor, fake: Tensor) -> Float[Tensor, "b"]:
+    """What the critic minimises: mean max(0, 1 - real) + max(0, 1 + fake) over the patches.
+
+    Source: Lim, Ye 2017, arXiv 1705.02894; the halving follows Esser et al. 2021, arXiv 2012.09841.
+    """
+    return 0.5 * (_per_image(F.relu(1 - real)) + _per_image(F.relu(1 + fake)))
+
+
+def hinge_generator(fake: Tensor) -> Float[Tensor, "b"]:
+    """What the autoencoder minimises: -fake, linear, so that its gradient never dies."""
+    return -_per_image(fake)
+
+
+def balance(loss: Tensor, adversarial: Tensor, weights: Tensor) -> Tensor:
+    """How much to scale the adversary for a gradient as long as the loss's; held below 10^4.
+
+    Args:
+        loss: scalar, the sum of the other losses.
+        adversarial: scalar.
+        weights: the decoder's last layer.
+
+    Source: Esser et al. 2021, arXiv 2012.09841, eq. 7.
+    """
+    ours = torch.autograd.grad(loss, weights, retain_graph=True)[0].norm()
+    theirs = torch.autograd.grad(adversarial, weights, retain_graph=True)[0].norm()
+    return (ours / (theirs + 1e-6)).clamp(max=1e4).detach()
+
+
+class Critic(nn.Module):
+    """A PatchGAN: one logit for every patch of an image; MONAI's network with group norm.
+
+    Group norm, because batch norm would let the critic tell real from reconstructed batches by
+    their statistics, and make an image's loss depend on the images beside it.
+
+    Args:
+        schema: what the studies hold.
+        channels: features of the first layer, a multiple of 8.
+
+    Source: Isola et al. 2017, arXiv 1611.07004.
+    """
+
+    def __init__(self, schema: Schema, *, channels: int = 32) -> None:
+        super().__init__()
+        from monai.networks.nets.patchgan_discriminator import PatchDiscriminator
+
+        layers = 3 if min(schema.size) >= 64 else 2
+        if min(schema.size) < 16:
+            raise ValueError(
+                f"the critic needs images of at least 16 pixels, got {schema.size}; set "
+                "adversarial_weight to 0"
+            )
+        self.net = PatchDiscriminator(
+            spatial_dims=len(schema.size),
+            channels=channels,
+            in_channels=schema.channels,
+            num_layers_d=layers,
+            norm=("GROUP", {"num_groups": 8}),
+        )
+
+    def forward(self, image: Float[Tensor, "b c *s"]) -> Float[Tensor, "b 1 *s"]:
+        """Logits: above 0 looks real."""
+        return self.net(image)[-1]
+
+
+def _per_image(values: Tensor) -> Tensor:
+    return values.flatten(1).mean(dim=1)
+
+
+def _perception(schema: Schema, settings: LossSettings) -> tuple[str, Path | None]:
+    if settings.perceptual in ("features", "none") or settings.perceptual_weight == 0:
+        off = settings.perceptual == "none" or settings.perceptual_weight == 0
+        return ("none" if off else "features"), None
+    if len(schema.size) != 2:
+        if settings.perceptual == "lpips":
+            raise ValueError(
+                f"perceptual: LPIPS looks at 2-D images, these are {schema.size}; use 'features'"
+            )
+        return "features", None
+    trunk = find_trunk(settings.trunk, required=settings.perceptual == "lpips")
+    if trunk is None:
+        logger.warning(
+            "perceptual loss: no LPIPS trunk on disk, so structure at several scales (MS-SSIM and "
+            "gradients) is compared instead; for LPIPS, put torchvision's AlexNet or VGG-16 "
+            "weights in torch's hub cache or name the file in `trunk`"
+        )
+        return "features", None
+    return "lpips", trunk
