@@ -1,4 +1,4 @@
-"""What every training loop shares: devices, the order of studies, schedules, gradients, the NaN guard.
+"""What every training loop shares: devices, order of studies, schedules, gradients, NaN guard.
 
 Everything random or scheduled is a pure function of the step, so a resumed run needs one integer.
 """
@@ -179,7 +179,7 @@ class Gradients:
     def average(self, accelerator: Accelerator) -> None:
         """Replace each process' gradients by their mean over processes."""
         if accelerator.num_processes > 1:
-            self.buffer.copy_(accelerator.reduce(self.buffer, reduction="mean"))
+            self.buffer.copy_(_mean(accelerator, self.buffer))
 
     def clip(self, limit: float) -> Tensor:
         """Scale down to a norm of at most `limit`; returns the norm before."""
@@ -190,8 +190,13 @@ class Gradients:
 
 def average_scalar(accelerator: Accelerator, value: Tensor) -> float:
     """Mean of a number over all processes."""
-    value = value.detach().float()
-    return float(accelerator.reduce(value, reduction="mean"))
+    return float(_mean(accelerator, value.detach().float()))
+
+
+def _mean(accelerator: Accelerator, value: Tensor) -> Tensor:
+    mean = accelerator.reduce(value, reduction="mean")
+    assert isinstance(mean, Tensor)
+    return mean
 
 
 def optimizer_step(

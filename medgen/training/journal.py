@@ -107,8 +107,9 @@ class _Bar:
 
     def move(self, images: int, loss: object) -> None:
         """Show the images seen and the newest loss."""
-        fields = {"loss": f"{loss:.4f}"} if isinstance(loss, float) else {}
-        self._progress.update(self._task, completed=images, **fields)
+        self._progress.update(self._task, completed=images)
+        if isinstance(loss, float):
+            self._progress.update(self._task, loss=f"{loss:.4f}")
 
     def close(self) -> None:
         """Leave the bar as it stands."""
@@ -143,7 +144,7 @@ def _finite(value: Any) -> Any:
     """NaN and infinity, which JSON lacks, become null; an fp16 step that was left out has them."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
+    if isinstance(value, dict):
         return {key: _finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_finite(item) for item in value]

@@ -72,7 +72,7 @@ class StateFolder:
         with replacing(weights.with_suffix(".json")) as handle:
             handle.write(json.dumps(record, indent=1).encode())
         self.latest = images
-        self._prune()
+        self._prune(weights.stem)
 
     def load(self) -> State | None:
         """The newest generation that is whole; None if there is none at all.
@@ -118,9 +118,10 @@ class StateFolder:
             raise CheckpointError(f"{file}: damaged state (its tensors are of another one)")
         return State(images, tensors, scalars)
 
-    def _prune(self) -> None:
-        records = sorted(self.path.glob("*.json"))
-        kept = {record.stem for record in records[-KEEP:]}
+    def _prune(self, newest: str) -> None:
+        """Keep the newest generations; any after `newest` was damaged, for it was not resumed."""
+        records = sorted(file.stem for file in self.path.glob("*.json") if file.stem <= newest)
+        kept = set(records[-KEEP:])
         for file in sorted(self.path.iterdir()):  # a record goes before its tensors
             if file.suffix in (".json", ".safetensors", ".tmp") and file.stem not in kept:
                 with suppress(OSError):
