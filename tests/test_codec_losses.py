@@ -7,8 +7,8 @@ import torch
 
 from medgen.codecs.losses import (
     AutoencoderLoss,
+    CodecLosses,
     Critic,
-    LossSettings,
     balance,
     gradient_loss,
     hinge_critic,
@@ -192,7 +192,7 @@ class TestLpips:
 
 class TestAutoencoderLoss:
     def test_parts_weigh_what_the_settings_say(self):
-        settings = LossSettings(
+        settings = CodecLosses(
             reconstruction="mse", perceptual="features", perceptual_weight=3.0, kl_weight=2.0
         )
         loss = AutoencoderLoss(Schema(size=(32, 32)), settings)
@@ -209,18 +209,18 @@ class TestAutoencoderLoss:
         monkeypatch.setenv("TORCH_HOME", str(tmp_path))
         monkeypatch.setattr(torch.hub, "_hub_dir", None)
         with caplog.at_level(logging.WARNING, logger="medgen"):
-            assert AutoencoderLoss(Schema(size=(64, 64)), LossSettings()).kind == "features"
+            assert AutoencoderLoss(Schema(size=(64, 64)), CodecLosses()).kind == "features"
         assert "no LPIPS trunk" in caplog.text
-        with_trunk = AutoencoderLoss(Schema(size=(64, 64)), LossSettings(trunk=alexnet))
+        with_trunk = AutoencoderLoss(Schema(size=(64, 64)), CodecLosses(), trunk=alexnet)
         assert with_trunk.kind == "lpips"
         image, latent = disk(), torch.zeros(1, 4, 8, 8)
         assert with_trunk(-image, image, latent, latent)["perceptual"].item() > 0
 
     def test_none_and_three_axes(self):
         latent = torch.zeros(1, 4, 2, 2)
-        off = AutoencoderLoss(Schema(size=(16, 16)), LossSettings(perceptual="none"))
+        off = AutoencoderLoss(Schema(size=(16, 16)), CodecLosses(perceptual="none"))
         assert set(off(disk(16), disk(16), latent, latent)) == {"reconstruction", "kl"}
         volume = Schema(size=(16, 16, 16))
-        assert AutoencoderLoss(volume, LossSettings()).kind == "features"
+        assert AutoencoderLoss(volume, CodecLosses()).kind == "features"
         with pytest.raises(ValueError, match="2-D"):
-            AutoencoderLoss(volume, LossSettings(perceptual="lpips"))
+            AutoencoderLoss(volume, CodecLosses(perceptual="lpips"))

@@ -1,11 +1,18 @@
 """Codecs: lossless where they say so, unit variance, shapes, refusals."""
 
+import copy
+import math
+from dataclasses import replace
+
 import pytest
 import torch
 
 from medgen import registry
 from medgen.codecs.autoencoder import Autoencoder
+from medgen.codecs.health import check_health
 from medgen.codecs.pixels import Pixels, cosine_basis
+from medgen.codecs.whitening import Whitening
+from medgen.errors import HealthError
 from medgen.types import Schema
 
 
@@ -182,3 +189,129 @@ def tiny():
     torch.manual_seed(0)
     codec = Autoencoder(Schema(size=(16, 16)), channels=(8, 8), patch=2, blocks=1)
     return codec, smooth(8, (16, 16))
+
+
+@pytest.fixture(scope="module")
+def trained():
+    """An autoencoder trained for seconds until its gate opens, and held-out images."""
+    torch.manual_seed(0)
+    codec = Autoencoder(Schema(size=(16, 16)), channels=(16, 16), blocks=1)
+    images = smooth(64, (16, 16))
+    optimizer = torch.optim.AdamW(codec.parameters(), lr=3e-3)
+    for step in range(150):
+        part = images[(step * 16) % 64 :][:16]
+        reconstruction, mean, _ = codec(part, torch.zeros(16, *codec.latent.shape))
+        optimizer.zero_grad()
+        ((reconstruction - part).square().mean() + 1e-4 * mean.square().mean()).backward()
+        optimizer.step()
+    codec.fit(images)
+    return codec.eval(), smooth(32, (16, 16), seed=1)
+
+
+class TestHealth:
+    def test_a_trained_codec_is_healthy(self, trained):
+        codec, images = trained
+        health = check_health(codec, images)
+        assert health.problems == ()
+        assert health.require() is health
+        assert health.images == 32
+        assert health.latent_std == pytest.approx([1] * 4, abs=0.3)
+        error = (codec.decode(codec.encode(images)) - images).square().flatten(1).mean(1)
+        assert health.psnr == pytest.approx((10 * (4 / error).log10()).mean().item(), abs=1e-3)
+        assert health.explained > 0.8
+
+    @pytest.mark.parametrize("whiten", ["global", "channel"])
+    def test_pixels_are_lossless_and_healthy(self, whiten):
+        codec = Pixels(Schema(size=(16, 16)), 4, whiten=whiten)
+        codec.fit(smooth(64, (16, 16)))
+        health = check_health(codec, smooth(32, (16, 16), seed=1)).require()
+        assert health.psnr == 100
+        assert health.ssim == pytest.approx(1, abs=1e-4)
+
+    def test_unfitted_scale(self, trained):
+        codec = copy.deepcopy(trained[0])
+        codec.whitening = Whitening(4, "channel")
+        self.expect(check_health(codec, trained[1]), "never measured", "codec.fit")
+        pixels = Pixels(Schema(size=(16, 16)), 2)
+        self.expect(check_health(pixels, trained[1]), "never measured")
+
+    @pytest.mark.parametrize("whiten", ["global", "channel"])
+    def test_scale_of_other_images(self, whiten):
+        codec = Pixels(Schema(size=(16, 16)), 2, whiten=whiten)
+        codec.fit(0.05 * smooth(64, (16, 16)))
+        self.expect(check_health(codec, smooth(32, (16, 16))), "standard deviation", "codec.fit")
+
+    def test_nan_weights_are_named(self, trained):
+        codec = copy.deepcopy(trained[0])
+        with torch.no_grad():
+            codec.last_layer[0, 0, 0, 0] = float("nan")
+        health = check_health(codec, trained[1])
+        self.expect(health, "1 of its weights hold NaN", "net.decoder.blocks")
+        assert math.isnan(health.psnr)
+
+    def test_dead_channel(self, trained):
+        codec = copy.deepcopy(trained[0])
+        with torch.no_grad():
+            codec.net.quant_conv_mu.conv.weight[2] = 0
+        codec.fit(smooth(64, (16, 16)))
+        assert "channels [2] of 4 are dead" in " ".join(check_health(codec, trained[1]).problems)
+
+    def test_untrained_decoder(self, trained):
+        codec = copy.deepcopy(trained[0])
+        codec.net.decoder.load_state_dict(
+            Autoencoder(Schema(size=(16, 16)), channels=(16, 16), blocks=1).net.decoder.state_dict()
+        )
+        self.expect(check_health(codec, trained[1]), "expected at least 20 dB", "train the codec")
+
+    def test_decoder_that_draws_the_average_image(self, trained):
+        codec = copy.deepcopy(trained[0])
+        faint = 0.1 * trained[1]
+        codec.fit(faint)
+        with torch.no_grad():
+            codec.last_layer.zero_()
+            codec.net.decoder.blocks[-1].conv.bias.fill_(faint.mean())
+        health = check_health(codec, faint, min_ssim=0)
+        assert health.psnr > 20
+        self.expect(health, "draws an average image")
+
+    def test_outliers(self, trained):
+        codec = copy.deepcopy(trained[0])
+        spike = trained[1][:1]
+        images = torch.cat([-trained[1].flip(-1), spike])
+        encode = codec.encode
+
+        def spiked(image):
+            z = encode(image).clone()
+            z[(image == spike).flatten(1).all(1), 0, 0, 0] += 1000
+            return z
+
+        codec.encode = spiked
+        problems = check_health(codec, images, min_psnr=0, min_ssim=0).problems
+        assert any("no generator will draw" in problem for problem in problems)
+
+    def test_nan_latents_and_wrong_shape(self, trained):
+        codec = copy.deepcopy(trained[0])
+        codec.encode = lambda image: trained[0].encode(image) * math.nan
+        assert "100.0% of its latents are NaN" in " ".join(check_health(codec, trained[1]).problems)
+        codec = copy.deepcopy(trained[0])
+        codec.latent = replace(codec.latent, channels=3)
+        assert "declares (3, 8, 8)" in " ".join(check_health(codec, trained[1]).problems)
+
+    def test_bad_images_and_restored_mode(self, trained):
+        codec, images = trained
+        with pytest.raises(ValueError, match="finite"):
+            check_health(codec, images * math.nan)
+        with pytest.raises(ValueError, match="finite"):
+            check_health(codec, images[:0])
+        codec.train()
+        check_health(codec, images)
+        assert codec.training
+        codec.eval()
+
+    @staticmethod
+    def expect(health, *texts):
+        assert len(health.problems) == 1, health.problems
+        for text in texts:
+            assert text in health.problems[0]
+        with pytest.raises(HealthError, match="not fit to train"):
+            health.require()

@@ -26,7 +26,7 @@ _SCALES = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
 
 
 @dataclass(frozen=True, kw_only=True)
-class LossSettings:
+class CodecLosses:
     """The weights of an autoencoder's losses; a weight of 0 leaves a loss out.
 
     Args:
@@ -34,7 +34,6 @@ class LossSettings:
         perceptual: "lpips" needs the weights of its trunk on disk; "features" compares structure at
             several scales and needs none; "auto" is LPIPS where its trunk is found, else features.
         perceptual_weight: times the perceptual loss.
-        trunk: file with the torchvision weights of LPIPS' trunk; None looks in torch's hub cache.
         adversarial_weight: times the adversary's part, once it has started.
         adaptive: scale the adversary so that its gradient on the decoder's last layer is as long as
             that of the other losses.
@@ -45,7 +44,6 @@ class LossSettings:
     reconstruction: Literal["l1", "mse"] = "l1"
     perceptual: Perceptual = "auto"
     perceptual_weight: float = 0.5
-    trunk: Path | None = None
     adversarial_weight: float = 0.1
     adaptive: bool = True
     kl_weight: float = 1e-4
@@ -58,16 +56,17 @@ class AutoencoderLoss(nn.Module):
     Args:
         schema: what the studies hold.
         settings: which losses, and how much each weighs.
+        trunk: file with the torchvision weights of LPIPS' trunk; None looks in torch's hub cache.
 
     Raises:
         MissingExtraError: LPIPS is asked for and its trunk is not on disk.
     """
 
-    def __init__(self, schema: Schema, settings: LossSettings) -> None:
+    def __init__(self, schema: Schema, settings: CodecLosses, *, trunk: Path | None = None) -> None:
         super().__init__()
         self.settings = settings
-        self.kind, trunk = _perception(schema, settings)
-        self.lpips = Lpips(trunk) if trunk is not None else None
+        self.kind, found = _perception(schema, settings, trunk)
+        self.lpips = Lpips(found) if found is not None else None
 
     def forward(
         self, reconstruction: Tensor, image: Tensor, mean: Tensor, logvar: Tensor
@@ -211,22 +210,24 @@ def _per_image(values: Tensor) -> Tensor:
     return values.flatten(1).mean(dim=1)
 
 
-def _perception(schema: Schema, settings: LossSettings) -> tuple[str, Path | None]:
-    if settings.perceptual in ("features", "none") or settings.perceptual_weight == 0:
-        off = settings.perceptual == "none" or settings.perceptual_weight == 0
-        return ("none" if off else "features"), None
+def _perception(
+    schema: Schema, settings: CodecLosses, trunk: Path | None
+) -> tuple[Literal["lpips", "features", "none"], Path | None]:
+    asked = "none" if settings.perceptual_weight == 0 else settings.perceptual
+    if asked in ("features", "none"):
+        return asked, None
     if len(schema.size) != 2:
-        if settings.perceptual == "lpips":
+        if asked == "lpips":
             raise ValueError(
                 f"perceptual: LPIPS looks at 2-D images, these are {schema.size}; use 'features'"
             )
         return "features", None
-    trunk = find_trunk(settings.trunk, required=settings.perceptual == "lpips")
-    if trunk is None:
+    found = find_trunk(trunk, required=asked == "lpips")
+    if found is None:
         logger.warning(
             "perceptual loss: no LPIPS trunk on disk, so structure at several scales (MS-SSIM and "
             "gradients) is compared instead; for LPIPS, put torchvision's AlexNet or VGG-16 "
-            "weights in torch's hub cache or name the file in `trunk`"
+            "weights in torch's hub cache"
         )
         return "features", None
-    return "lpips", trunk
+    return "lpips", found

@@ -30,7 +30,7 @@ def find_trunk(path: Path | None, *, required: bool = False) -> Path | None:
     if required:
         raise MissingExtraError(
             "perceptual: LPIPS needs torchvision's AlexNet or VGG-16 weights, and there are none "
-            f"in {cache}; put the .pth file there, name it in `trunk`, or use perceptual: features"
+            f"in {cache}; put the .pth file there, or use perceptual: features"
         )
     return None
 
