@@ -21,7 +21,7 @@ from PIL import Image, ImageOps
 from medgen.errors import DataError, OutputError
 
 MAX_PIXELS = 50_000_000
-"""The largest image that is read, in pixels (7000 x 7000): more is refused from the header alone."""
+"""The largest image that is read, in pixels (7000 x 7000); refused from the header alone."""
 
 MAX_BYTES = 512 * 2**20
 """The largest file that is opened, in bytes."""
@@ -172,8 +172,8 @@ def _read_bytes(path: Path) -> bytes:
             raise DataError(f"{path}: expected a file, got a folder or a device.")
         if about.st_size > MAX_BYTES:
             raise DataError(
-                f"{path}: {about.st_size / 2**20:.0f} MiB; at most {MAX_BYTES // 2**20} MiB are read. "
-                "Shrink the image, or drop its row."
+                f"{path}: {about.st_size / 2**20:.0f} MiB; at most {MAX_BYTES // 2**20} MiB are "
+                "read. Shrink the image, or drop its row."
             )
         data = path.read_bytes()
     except (OSError, ValueError) as error:
@@ -246,7 +246,8 @@ def _scaled(path: Path, image: Image.Image) -> tuple[NDArray[np.float32], int]:
 
 def _read_dicom(path: Path, data: bytes) -> ImageFile:
     import pydicom
-    from pydicom.pixels import apply_color_lut, apply_modality_lut, pixel_array
+    from pydicom.pixels.processing import apply_color_lut, apply_modality_lut
+    from pydicom.pixels.utils import pixel_array
 
     try:
         with warnings.catch_warnings():
@@ -285,7 +286,7 @@ def _grayscale(
     header: Any, stored: NDArray[Any], values: NDArray[Any], kind: str
 ) -> NDArray[np.float32]:
     """Rescaled values (h, w) through the window, or from least to largest, to [0, 1]."""
-    from pydicom.pixels import apply_voi
+    from pydicom.pixels.processing import apply_voi
 
     values = values.astype(np.float64)
     if header.get("VOILUTSequence"):
@@ -314,9 +315,7 @@ def _windowed(values: NDArray[Any], centre: float, width: float, kind: str) -> N
 
 
 def _first(value: Any) -> float:
-    return float(
-        value[0] if isinstance(value, (list, tuple)) or hasattr(value, "append") else value
-    )
+    return float(value[0] if hasattr(value, "__getitem__") else value)
 
 
 def _spacing(header: Any) -> tuple[float, float] | None:

@@ -223,7 +223,9 @@ class Folder:
         mask = None
         if self.masks is not None:
             classes = classes_in(self.masks[index], self.schema.mask_classes, pixels.shape[1:])
-            mask = fit_mask(classes, size, self.reading.fit).astype(np.uint8)
+            mask = fit_mask(classes, size, self.reading.fit).astype(
+                np.min_scalar_type(len(self.schema.mask_classes))
+            )
         need = stored.nbytes + (0 if mask is None else mask.nbytes)
         if self._cached_bytes + need <= CACHE_BYTES:
             self._cached_bytes += need

@@ -187,8 +187,8 @@ def classes_of(table: Table, column: str) -> tuple[tuple[str, ...], list[int]]:
     names = tuple(sorted(set(values) - {""}))
     if not 0 < len(names) <= MOST_CLASSES:
         raise DataError(
-            f"{table.path}: column '{column}' has {len(names)} different values; expected between 1 "
-            f"and {MOST_CLASSES} for findings."
+            f"{table.path}: column '{column}' has {len(names)} different values; expected 1 "
+            f"to {MOST_CLASSES} for findings."
         )
     place = {name: i for i, name in enumerate(names)}
     return names, [place.get(value, -1) for value in values]
