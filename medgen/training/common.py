@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from medgen.errors import DeviceError, HealthError, did_you_mean
+from medgen.errors import DeviceError, HealthError, RecipeError, did_you_mean
 from medgen.rng import derive
 from medgen.settings import Precision, TrainSettings
 
@@ -110,6 +110,37 @@ def share(items: Sequence[Item], rank: int, processes: int) -> Sequence[Item]:
         )
     part = len(items) // processes
     return items[rank * part : (rank + 1) * part]
+
+
+def check_settings(settings: TrainSettings) -> None:
+    """Refuse settings that make no sense.
+
+    Raises:
+        RecipeError: names every such setting.
+    """
+    least = {
+        "images": 1,
+        "batch": 1,
+        "ema_halflife": 0,
+        "warmup": 0,
+        "weight_decay": 0,
+        "checkpoint_every": 1,
+        "validate_every": 1,
+        "autoencoder_warmup": 0,
+        "snapshots": 0,
+    }
+    problems = [
+        f"train.{name}: expected at least {bound}, got {value}"
+        for name, bound in least.items()
+        if not (value := getattr(settings, name)) >= bound
+    ]
+    problems += [
+        f"train.{name}: expected more than 0, got {value}"
+        for name in ("lr", "clip", "micro_batch")
+        if (value := getattr(settings, name)) is not None and not value > 0
+    ]
+    if problems:
+        raise RecipeError(problems)
 
 
 def learning_rate(settings: TrainSettings, images: float) -> float:

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from medgen.checkpoint import read_weights, write_weights
 from medgen.errors import CheckpointError
@@ -72,11 +73,10 @@ class Average:
         self._parameters = dict(parameters)
         self.tensors = {name: p.detach().clone() for name, p in parameters.items()}
 
-    @torch.no_grad()
     def update(self, decay: float) -> None:
         """Keep `decay` of the average and take the rest from the parameters."""
         current = [parameter.detach() for parameter in self._parameters.values()]
-        torch._foreach_lerp_(list(self.tensors.values()), current, 1 - decay)
+        get_ema_multi_avg_fn(decay)(list(self.tensors.values()), current, 0)
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
         """Continue from stored averages."""

@@ -80,6 +80,12 @@ class Journal:
         except OSError as error:
             raise unwritable(self.path, error) from error
 
+    def __enter__(self) -> Journal:
+        return self
+
+    def __exit__(self, *problem: object) -> None:
+        self.close()
+
     def close(self) -> None:
         """Close the log, TensorBoard and the bar."""
         self._file.close()
