@@ -1,0 +1,301 @@
+"""Simulated chest CT: procedurally varied thorax volumes in HU with exact label maps and findings of known size."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medgen.errors import did_you_mean
+from medgen.rng import derive
+from medgen.simulate import chest, findings
+from medgen.simulate.anatomy import FINDINGS, Anatomy, draw_anatomy
+from medgen.simulate.shapes import Array, Box, Grid, capsules, cover, ellipsoid, paint, splat
+from medgen.simulate.skeleton import skeleton
+from medgen.simulate.vessels import grow, scatter
+
+LABELS = (
+    "air",
+    "body",
+    "bone",
+    "lung",
+    "heart",
+    "effusion",
+    "consolidation",
+    "nodule",
+    "pneumothorax",
+)
+"""Classes of a label map."""
+LUNG = tuple(LABELS.index(name) for name in ("lung", "consolidation", "nodule", "pneumothorax"))
+"""Labels that make up the lung fields; a collapsed lung's free air is seen as part of them."""
+FIELD = 416.0
+"""Extent (mm) of a volume along z and x."""
+DEPTH = (-148.0, 148.0)
+"""Extent (mm) of a volume along y."""
+
+
+@dataclass(frozen=True)
+class Thorax:
+    """A thorax in HU.
+
+    Args:
+        volume: HU, (Z Y X): z downwards, y backwards, x to the patient's left.
+        labels: class of every voxel, indices of `LABELS`, (Z Y X) uint8.
+        spacing: mm between voxels along z, y, x.
+        origin: mm of the centre of voxel (0, 0, 0); 0 is the lungs' apex, mid-depth, midline.
+        findings: what is planted and how large: `cardiomegaly` as cardiothoracic ratio,
+            `nodule` as diameter in mm, the others in ml.
+        anatomy: the numbers that it was built from.
+    """
+
+    volume: Array
+    labels: NDArray[np.uint8]
+    spacing: tuple[float, float, float]
+    origin: tuple[float, float, float]
+    findings: Mapping[str, float]
+    anatomy: Anatomy
+
+    @property
+    def affine(self) -> NDArray[np.float64]:
+        """Voxel index (z, y, x) to RAS+ mm, (4, 4)."""
+        matrix = np.zeros((4, 4))
+        for row, axis in ((0, 2), (1, 1), (2, 0)):
+            matrix[row, axis], matrix[row, 3] = -self.spacing[axis], -self.origin[axis]
+        matrix[3, 3] = 1
+        return matrix
+
+    def measure(self, label: str) -> float:
+        """Volume of one class of the label map, ml."""
+        count = int((self.labels == LABELS.index(label)).sum())
+        return count * float(np.prod(self.spacing)) / 1000
+
+
+@dataclass
+class _Work:
+    """What the stages of building share."""
+
+    grid: Grid
+    anatomy: Anatomy
+    wide: float
+    volume: Array
+    labels: NDArray[np.uint8]
+    box: Box = (slice(0), slice(0), slice(0))
+    wall: Array = field(default_factory=lambda: np.zeros(0, np.float32))
+    floor: Array = field(default_factory=lambda: np.zeros(0, np.float32))
+
+    @property
+    def part(self) -> Grid:
+        """The grid of the box around the lungs."""
+        return self.grid.within(self.box)
+
+
+def thorax(seed: int, *, size: int = 128, planted: Mapping[str, float] | None = None) -> Thorax:
+    """Build a thorax.
+
+    Args:
+        seed: of the anatomy; findings do not change it.
+        size: voxels along z and x, over 416 mm; along y they are 1.6 times longer.
+        planted: findings and their sizes, see `Thorax.findings`; None plants nothing.
+
+    Raises:
+        ValueError: an unknown finding, or a size that does not fit.
+    """
+    wanted = dict(planted or {})
+    for name in wanted:
+        if name not in FINDINGS:
+            raise ValueError(f"unknown finding '{name}'. {did_you_mean(name, FINDINGS)}")
+    anatomy = draw_anatomy(np.random.default_rng(derive(seed, "anatomy")))
+    step = FIELD / size
+    grid = Grid.covering(
+        (-72, DEPTH[0], -FIELD / 2), (FIELD - 72, DEPTH[1], FIELD / 2), (step, 1.6 * step, step)
+    )
+    wide = step * 1.1
+    volume, share = chest.body(grid, anatomy, wide)
+    work = _Work(grid, anatomy, wide, volume, (share > 0.5).astype(np.uint8))
+    _abdomen(work, np.random.default_rng(derive(seed, "abdomen")))
+    _bones(work, np.random.default_rng(derive(seed, "bones")))
+    _chest_contents(work, seed, wanted)
+    return Thorax(work.volume, work.labels, grid.spacing, grid.origin, wanted, anatomy)
+
+
+def _bones(work: _Work, rng: np.random.Generator) -> None:
+    share, extra = skeleton(work.grid, work.anatomy, rng, work.wide)
+    work.volume *= 1 - share
+    work.volume += chest.MUSCLE * share
+    work.volume += extra
+    work.labels[share > 0.5] = LABELS.index("bone")
+
+
+def _abdomen(work: _Work, rng: np.random.Generator) -> None:
+    """Gas in the stomach and the bowel; the rest of the abdomen is soft tissue."""
+    a = work.anatomy
+    gas: list[tuple[tuple[float, ...], tuple[float, ...]]] = []
+    if a.bubble:
+        top = a.height + a.dome_gap + 10 + 0.5 * a.bubble
+        gas.append(((top, -5.0, 0.45 * a.half_width), (0.5 * a.bubble, 0.9 * a.bubble, a.bubble)))
+    for _ in range(rng.integers(0, 5)):
+        place = (a.height + rng.uniform(55, 110), rng.uniform(-60, 10), rng.uniform(-10, 110))
+        gas.append((place, tuple(rng.uniform(6, 17, 3))))
+    for center, radii in gas:
+        box, distance = ellipsoid(work.grid, center, radii)
+        paint(work.volume[box], cover(distance, work.wide), chest.AIR)
+
+
+def _chest_contents(work: _Work, seed: int, wanted: Mapping[str, float]) -> None:
+    a, grid, wide = work.anatomy, work.grid, work.wide
+    work.box = grid.box(
+        (-8, -a.half_depth - 8, -a.half_width - 8),
+        (a.height + 80, a.half_depth + 8, a.half_width + 8),
+    )
+    part = work.part
+    space, work.wall, work.floor = chest.cavity(part, a, wide)
+    heart = _heart(work, wanted.get("cardiomegaly", a.heart))
+    heart *= space
+    central = chest.midline(part, a, wide)
+    np.maximum(central, heart, out=central)
+    _great_vessels(work, central)
+    central *= -1
+    central += 1
+    lung = space * central
+    volume, labels = work.volume[work.box], work.labels[work.box]
+    paint(volume, np.maximum(space - lung, 0), chest.BLOOD)
+    labels[lung > 0.5] = LABELS.index("lung")
+    labels[(heart > 0.5) & (lung <= 0.5)] = LABELS.index("heart")
+    _lungs(work, lung, heart, seed, wanted)
+    _airways(work)
+
+
+def _heart(work: _Work, ratio: float) -> Array:
+    """Share of voxels inside the heart, scaled until its width is `ratio` of the chest's."""
+    a, part = work.anatomy, work.part
+    tilt, turn = np.deg2rad(a.heart_tilt), np.deg2rad(35)
+    long = np.array([np.sin(tilt), -np.cos(tilt) * np.sin(turn), np.cos(tilt) * np.cos(turn)])
+    aside = np.cross(long, [0, 1, 0.0])
+    aside /= np.linalg.norm(aside)
+    frame = np.stack([long, aside, np.cross(long, aside)], axis=1)
+    chambers = [
+        ((-44, -22, 27), (66, 45, 47), frame),
+        ((-50, -6, -20), (44, 38, 28), np.eye(3)),
+        ((-72, 14, 6), (30, 26, 40), np.eye(3)),
+        ((-82, -14, 10), (34, 26, 30), np.eye(3)),
+    ]
+    spans = [np.sqrt((f**2) @ np.square(r))[2] for _, r, f in chambers]
+    left = max(c[2] + s for (c, _, _), s in zip(chambers, spans, strict=True))
+    right = min(c[2] - s for (c, _, _), s in zip(chambers, spans, strict=True))
+    scale = 2 * a.half_width * ratio / (left - right)
+    squeeze = (scale / 0.93) ** -0.35
+    base = np.array([a.height + 0.6 * a.dome_gap + 14, 0.0, 0.0])
+    heart = np.zeros(part.shape, dtype=np.float32)
+    for center, radii, turned in chambers:
+        place = base + np.array(center) * scale * np.array([squeeze, squeeze, 1])
+        box, distance = ellipsoid(part, place, np.array(radii) * scale, turned)
+        np.maximum(heart[box], cover(distance, work.wide), out=heart[box])
+    return heart
+
+
+def _great_vessels(work: _Work, central: Array) -> None:
+    """The aorta with its knob, the caval vein and the trunk of the pulmonary artery."""
+    a, part = work.anatomy, work.part
+    h, r = a.height, a.aorta
+    knob = 0.27 * h + 4
+    z, _, _ = part.coordinates()
+    back = float(np.interp(knob, z[:, 0, 0], chest.cage_of(a, z).spine_y[:, 0, 0]))
+    aorta = [
+        (0.55 * h, -18, -8),
+        (0.40 * h, -20, -14),
+        (knob + 4, -8, -6),
+        (knob, 8, 12),
+        (knob + 6, 22, 25),
+        (0.42 * h, back - 18, 24),
+        (0.75 * h, back - 8, 18),
+        (1.3 * h, back, 12),
+    ]
+    vein = [(0.05 * h, 0, -22), (0.3 * h, -4, -25), (0.5 * h, -4, -24)]
+    trunk = [(0.52 * h, -22, 14), (0.41 * h, -6, 24), (0.42 * h, 8, 34)]
+    crossing = [(0.44 * h, 0, 12), (0.46 * h, 4, -30), (0.50 * h, 6, -40)]
+    for line, radii in (
+        (aorta, [r + 3, r + 3, r + 1.5, r, r, r - 1, r - 1.5, r - 2]),
+        (vein, [9, 9, 10]),
+        (trunk, [15, 14, 11]),
+        (crossing, [11, 10, 8]),
+    ):
+        box, distance = capsules(part, line, radii)
+        np.maximum(central[box], cover(distance, work.wide), out=central[box])
+
+
+def _lungs(work: _Work, lung: Array, heart: Array, seed: int, wanted: Mapping[str, float]) -> None:
+    """Air, vessels and findings, painted in this order."""
+    part, wide = work.part, work.wide
+    rng = np.random.default_rng(derive(seed, "findings"))
+    sides = {-1: part.coordinates()[2] < 0, 1: part.coordinates()[2] >= 0}
+    picked = {name: int(rng.choice([-1, 1])) for name in FINDINGS}
+    rooms = {name: lung * sides[picked[name]] for name in wanted if name != "cardiomegaly"}
+    volume, labels = work.volume[work.box], work.labels[work.box]
+    air = np.full(lung.shape, work.anatomy.lung, dtype=np.float32)
+    vessels = _vessel_share(work, seed)
+    shadow = ((heart > 0.5).any(axis=1) | (part.coordinates()[0] > work.floor.min(axis=1))[:, 0])[
+        :, None
+    ]
+    if "consolidation" in wanted:
+        center = findings.seat(part, rooms["consolidation"], shadow, rng, wall=work.wall, margin=12)
+        share = findings.consolidation(
+            part, rooms["consolidation"], center, wanted["consolidation"], rng
+        )
+        paint(air, share * rng.uniform(0.72, 0.95), 30.0)
+        labels[share > 0.5] = LABELS.index("consolidation")
+    paint(air, vessels, chest.BLOOD)
+    if "nodule" in wanted:
+        radius = wanted["nodule"] / 2
+        spots = [
+            findings.seat(part, rooms["nodule"], shadow, rng, wall=work.wall, margin=radius + 2)
+        ]
+        share = findings.nodules(part, np.array(spots), wanted["nodule"], wide)
+        paint(air, share, 45.0)
+        labels[share > 0.5] = LABELS.index("nodule")
+    if "pneumothorax" in wanted:
+        room = rooms["pneumothorax"]
+        share, line = findings.pneumothorax(part, room, work.wall, wanted["pneumothorax"], wide)
+        paint(air, room * 0.10, chest.MUSCLE)
+        paint(air, share, -1000.0)
+        paint(air, line, chest.MUSCLE)
+        labels[share > 0.5] = LABELS.index("pneumothorax")
+    if "effusion" in wanted:
+        share = findings.effusion(part, rooms["effusion"], work.wall, wanted["effusion"], wide)
+        paint(air, np.minimum(share / np.maximum(lung, 1e-3), 1), 12.0)
+        labels[share > 0.5] = LABELS.index("effusion")
+    paint(volume, lung, air)
+
+
+def _vessel_share(work: _Work, seed: int) -> Array:
+    """Share of voxels inside lung vessels: arteries and veins branching from both hila."""
+    a, rng = work.anatomy, np.random.default_rng(derive(seed, "vessels"))
+    roots, ways = [], []
+    for side, high in ((-1, 0.47), (1, 0.44)):
+        for angle in np.deg2rad([-75, -45, -15, 15, 40, 62, 82]):
+            for depth in (-0.45, 0.1, 0.55):
+                way = np.array([np.sin(angle), depth, side * np.cos(angle)])
+                ways.append(way / np.linalg.norm(way))
+                roots.append(
+                    np.array([high * a.height, 8.0, side * 34.0])
+                    + 10 * np.array([way[0], way[1], 0])
+                )
+    tree = grow(
+        rng, np.array(roots), np.array(ways), radius=3.6 * a.vessels, length=24.0 * a.height / 210
+    )
+    points, volumes = scatter(tree, rng, work.grid.spacing[0])
+    return splat(work.part, points, volumes)
+
+
+def _airways(work: _Work) -> None:
+    """Trachea and main bronchi."""
+    h = work.anatomy.height
+    carina = (0.38 * h, 12, -2)
+    for line, radii in (
+        ([(-75, 0, 0), (0, 6, 0), carina], [8.5, 8.5, 8]),
+        ([carina, (0.47 * h, 10, -32)], [7, 6]),
+        ([carina, (0.49 * h, 12, 40)], [6.5, 5]),
+    ):
+        box, distance = capsules(work.grid, line, radii)
+        paint(work.volume[box], cover(distance, work.wide), chest.AIR)
