@@ -31,7 +31,7 @@ class Health:
         explained: share of the images' variance about their mean image that is reconstructed.
         latent_mean: of every channel; empty for tokens.
         latent_std: of every channel; empty for tokens.
-        largest: largest distance of a latent from its channel's mean, in standard deviations.
+        largest: largest size of a latent, which unit variance makes a number of standard deviations.
         images: how many images were looked at.
         problems: what is wrong and what to do about it, one sentence each; empty is healthy.
     """
@@ -143,7 +143,8 @@ def _fidelity_problems(
     elif explained < _EXPLAINED:
         problems.append(
             f"its reconstructions hold {max(explained, 0):.0%} of what tells one held-out image "
-            f"from another, expected at least {_EXPLAINED:.0%}: it draws an average image; {_RETRAIN}"
+            f"from another, expected at least {_EXPLAINED:.0%}: it draws an average image; "
+            f"{_RETRAIN}"
         )
     return problems
 
@@ -165,7 +166,7 @@ def _latent_statistics(
         problems.append(f"{share:.1%} of its latents are NaN or infinite; train it again in fp32")
         return (), (), math.nan, problems
     mean, std = flat.mean(dim=1), flat.std(dim=1, correction=0)
-    distance = (flat - mean[:, None]).abs().amax(dim=1) / std.clamp_min(1e-12)
+    largest = flat.abs().amax(dim=1)
     whitening = getattr(codec, "whitening", None)
     if whitening is not None and not bool(whitening.fitted):
         problems.append(
@@ -175,8 +176,8 @@ def _latent_statistics(
     elif getattr(whitening, "whiten", "channel") == "global":
         problems += _global_problems(mean, std)
     else:
-        problems += _channel_problems(mean, std, distance)
-    return tuple(mean.tolist()), tuple(std.tolist()), float(distance.max()), problems
+        problems += _channel_problems(mean, std, largest)
+    return tuple(mean.tolist()), tuple(std.tolist()), float(largest.max()), problems
 
 
 def _global_problems(mean: Tensor, std: Tensor) -> list[str]:
@@ -190,7 +191,7 @@ def _global_problems(mean: Tensor, std: Tensor) -> list[str]:
     ]
 
 
-def _channel_problems(mean: Tensor, std: Tensor, distance: Tensor) -> list[str]:
+def _channel_problems(mean: Tensor, std: Tensor, largest: Tensor) -> list[str]:
     problems = []
     dead = [i for i, value in enumerate(std.tolist()) if value < _DEAD]
     if dead:
@@ -208,11 +209,11 @@ def _channel_problems(mean: Tensor, std: Tensor, distance: Tensor) -> list[str]:
             f"latent channels {', '.join(off)} are far from mean 0 and standard deviation 1; call "
             "codec.fit(images) with images like these"
         )
-    wild = [i for i, value in enumerate(distance.tolist()) if value > _OUTLIER and i not in dead]
+    wild = [i for i, value in enumerate(largest.tolist()) if value > _OUTLIER and i not in dead]
     if wild:
         problems.append(
-            f"latent channels {wild} hold values up to {float(distance.max()):.0f} standard "
-            "deviations from their mean, which no generator will draw; raise the KL weight and "
-            "train it again"
+            f"latent channels {wild} hold values up to {float(largest.max()):.0f} standard "
+            "deviations from 0, which no generator will draw; raise the KL weight and train it "
+            "again"
         )
     return problems
