@@ -28,7 +28,7 @@ Coefficients = tuple[Tensor, Tensor]
 # Where data = (z - sigma noise) / alpha is no longer trusted: there a noise prediction is asked at
 # this time of the linear path instead (EDM's largest noise, sigma 80, stands at 0.0123).
 _NOISE_FLOOR = 0.01
-# Closer to the data than this, noise = (z - alpha data) / sigma is rounding error in float32.
+# Closer to the data than this, the direction from z to the data is rounding error in float32.
 _LAST = 1 - 1e-4
 
 
@@ -139,9 +139,9 @@ def linear_field(
 ) -> Field:
     """The velocity of the linear path that a network on `path` implies: what samplers follow.
 
-    Where the path has no counterpart (pure noise, if its noisiest point still holds some data; or
-    beyond its cleanest point), the network is asked at its nearest end. At the noise end its data
-    estimate is kept and the noise is read from z, so that the trajectory points at that estimate.
+    It points from z to the network's estimate of the data. Where the path has no counterpart (pure
+    noise, if its noisiest point still holds some data; or beyond its cleanest point), the network
+    is asked at the nearest end.
 
     Args:
         path: what the network was trained on.
@@ -155,15 +155,13 @@ def linear_field(
     last = min(path.ends[1], _LAST)
 
     def field(z: Tensor, t: Tensor) -> Tensor:
-        inside = t.clamp(first, last)
-        own_z, own_t = path.from_linear(z, inside)
+        own_z, own_t = path.from_linear(z, t.clamp(first, last))
         output = net(own_z, own_t).to(z.dtype)
-        data, noise = path.split(output, own_z, own_t, prediction)
+        data, _ = path.split(output, own_z, own_t, prediction)
         if clip is not None:
             data = data.clamp(-clip, clip)
-            noise = path.split(data, own_z, own_t, "data")[1]
-        stretch = torch.where(t < first, (1 - first) / (1 - t), torch.ones_like(t))
-        return (data - noise) * stretch.view(-1, *[1] * (z.ndim - 1))
+        left = 1 - t.clamp_max(last)
+        return (data - z) / left.view(-1, *[1] * (z.ndim - 1))
 
     return field
 
