@@ -1,0 +1,419 @@
+"""The report: honest when parts are missing, safe to open, the same bytes for the same inputs."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from medgen.errors import DataError, OutputError
+from medgen.report.gallery import Gallery
+from medgen.report.html import write_report
+from medgen.report.plots import arm_points, curves
+from medgen.report.results import Comparison, read_estimate, read_run
+from medgen.report.wording import (
+    against_floor,
+    headline,
+    interval_text,
+    value_text,
+    verdict_sentence,
+)
+from medgen.types import Estimate
+
+HOSTILE = "<script>alert('x')</script>\"&'"
+VOID = {"meta", "link", "img", "br", "input", "hr"}
+
+
+class Page(HTMLParser):
+    """The elements of a page, checked to be nested."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.rows: list[list[str]] = []
+        self.words: list[str] = []
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+        if tag == "tr":
+            self.rows.append([])
+        if tag in ("td", "th"):
+            self.rows[-1].append("")
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag):
+        assert self.open, f"</{tag}> closes nothing"
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if not {"style", "script"} & set(self.open):
+            self.words.append(data)
+        if "table" in self.open and self.rows and self.rows[-1]:
+            self.rows[-1][-1] += data
+
+    @property
+    def text(self) -> str:
+        return re.sub(r"\s+", " ", "".join(self.words))
+
+
+def estimate(value, low=None, high=None, n=100, **rest):
+    return {"value": value, "low": low, "high": high, "n": n, **rest}
+
+
+def comparison(fraction, value, low, high, verdict, **rest):
+    return {
+        "fraction": fraction,
+        "arm": "mixed",
+        "versus": "duplicates",
+        "ratio": 1.0,
+        "estimate": estimate(value, low, high, 624, method="paired bootstrap"),
+        "verdict": verdict,
+        **rest,
+    }
+
+
+def prove(comparisons):
+    rows = [
+        {
+            "fraction": fraction,
+            "arm": arm,
+            "ratio": 1.0,
+            "repeat": repeat,
+            "value": 0.7 + 0.01 * repeat + 0.1 * fraction,
+            "steps": 300,
+            "seconds": 2.0,
+            "real": 60,
+            "synthetic": 60,
+        }
+        for fraction in (0.02, 1.0)
+        for arm in ("real", "duplicates", "mixed", "synthetic")
+        for repeat in range(3)
+    ]
+    return {
+        "task": "classification",
+        "metric": "auroc",
+        "higher_is_better": True,
+        "rows": rows,
+        "comparisons": comparisons,
+        "settings": {"steps": 300},
+        "generator_saw": {"studies": 3400, "patients": 1820},
+        "test": {"studies": 624, "patients": 520},
+    }
+
+
+@pytest.fixture
+def full_run(tmp_path: Path) -> Path:
+    """A run directory with everything in it."""
+    images = tmp_path / "synthetic" / "images"
+    images.mkdir(parents=True)
+    (tmp_path / "samples").mkdir()
+    picture = np.arange(64, dtype=np.uint8).reshape(8, 8)
+    manifest = []
+    for index in range(3):
+        Image.fromarray(picture + index).save(images / f"s{index}.png")
+        condition = {"findings": {HOSTILE: 1, "effusion": 0}}
+        line = {"id": f"s{index}", "source": "sha256:ab", "condition": condition}
+        manifest.append(json.dumps(line))
+    (tmp_path / "synthetic" / "manifest.jsonl").write_text("\n".join(manifest))
+    Image.fromarray(picture).save(tmp_path / "samples" / "000100.png")
+    log = [{"images": 64 * i, "loss": 1 / (1 + i), "validation_loss": 0.5} for i in range(1, 9)]
+    (tmp_path / "log.jsonl").write_text("\n".join(json.dumps(line) for line in log))
+    (tmp_path / "recipe.yaml").write_text(f"name: {HOSTILE}\n")
+    floor = estimate(0.0001, -0.0004, 0.0005, 50)
+    evaluation = {
+        "metrics": {
+            "kid": estimate(0.0281, 0.0225, 0.0342, 90, higher_is_better=False, floor=floor),
+            f"label_agreement/{HOSTILE}": estimate(0.842, 0.815, 0.868, 91, unit="share"),
+            "memorization": estimate(0.011, 0.004, 0.019, 92, warning=HOSTILE),
+            "odd": estimate(math.nan, math.nan, math.nan, 93),
+        },
+        "counts": {"real": 50},
+        "extractor": {"name": HOSTILE},
+        "pairs": [{"synthetic": "s0", "real": HOSTILE, "distance": 0.123}],
+    }
+    (tmp_path / "evaluation.json").write_text(json.dumps(evaluation))
+    comparisons = [
+        comparison(0.02, 0.0312, 0.0121, 0.0503, "helps"),
+        comparison(1.0, -0.0163, -0.0251, -0.0072, "hurts"),
+    ]
+    (tmp_path / "prove.json").write_text(json.dumps(prove(comparisons)))
+    return tmp_path
+
+
+def a_gallery() -> Gallery:
+    images = np.arange(4 * 16 * 16, dtype=np.uint32).astype(np.uint8).reshape(4, 16, 16)
+    return Gallery(
+        real=images,
+        synthetic=images[:2],
+        nearest=images[2:],
+        real_captions=[HOSTILE, HOSTILE, "b", "b"],
+        synthetic_captions=[HOSTILE, "b"],
+        nearest_captions=["distance 1", HOSTILE],
+        studies={HOSTILE: images[0]},
+    )
+
+
+def report(run: Path, **changes) -> str:
+    arguments = {
+        "title": f"Title {HOSTILE}",
+        "summary": HOSTILE,
+        "commands": [f"medgen run a/b --out '{HOSTILE}'"],
+        "gallery": a_gallery(),
+        "facts": {HOSTILE: HOSTILE},
+        "limits": [HOSTILE],
+        **changes,
+    }
+    return write_report(run, **arguments).read_text(encoding="utf-8")
+
+
+def test_every_section_stands_and_the_page_is_well_formed(full_run):
+    page = Page(report(full_run))
+    assert page.open == []
+    sections = [a["id"] for tag, a in page.tags if tag == "section"]
+    assert sections == [
+        "verdict",
+        "gallery",
+        "benefit",
+        "fidelity",
+        "condition",
+        "privacy",
+        "training",
+        "provenance",
+        "limits",
+    ]
+    assert "Not measured" not in page.text
+    assert sum(tag == "svg" and a.get("class") == "chart" for tag, a in page.tags) == 3
+    anchors = {a["href"][1:] for tag, a in page.tags if tag == "a"}
+    assert anchors <= set(sections)
+    identifiers = [a["id"] for _, a in page.tags if "id" in a]
+    assert len(identifiers) == len(set(identifiers))
+
+
+def test_nothing_is_fetched(full_run):
+    text = report(full_run)
+    assert "http://" not in text
+    assert "https://" not in text
+    assert "url(" not in re.sub(r"url\(#", "", text)
+    for _, attributes in Page(text).tags:
+        for name in ("src", "href", "xlink:href", "srcset", "action"):
+            value = attributes.get(name)
+            assert not value or value.startswith(("data:", "#"))
+    assert "default-src 'none'" in text
+
+
+def test_hostile_names_are_text(full_run):
+    text = report(full_run)
+    page = Page(text)
+    assert "<script>alert" not in text
+    assert [tag for tag, _ in page.tags].count("script") == 1
+    assert page.text.count("<script>alert('x')</script>") > 8
+    assert not any(name.startswith("on") for _, a in page.tags for name in a)
+    assert any(HOSTILE in (a.get("alt") or "") for _, a in page.tags)
+
+
+def test_same_inputs_give_the_same_bytes(full_run, tmp_path):
+    first = report(full_run, out=tmp_path / "a.html")
+    assert first == report(full_run, out=tmp_path / "b.html")
+    changed = report(full_run, gallery=None, out=tmp_path / "c.html")
+    assert changed != first
+
+
+def test_an_empty_run_says_what_was_not_measured(tmp_path):
+    page = Page(report(tmp_path, gallery=None, facts={}))
+    sections = [a["id"] for tag, a in page.tags if tag == "section"]
+    assert sections == ["verdict", "provenance", "limits"]
+    missing = page.text.split("Not measured in this run:")[1]
+    for words in ("help a model", "real studies", "asked for", "copied", "training", "recipe"):
+        assert words in missing
+
+
+def test_each_absent_file_is_named(full_run):
+    (full_run / "prove.json").unlink()
+    page = Page(report(full_run, gallery=None))
+    assert "help a model was not measured" in page.text
+    missing = page.text.split("Not measured in this run:")[1].split(".")[0]
+    assert "whether the synthetic studies help a model" in missing
+    assert "the nearest real study" in missing
+    assert "how close" not in missing
+    assert "holds pictures of real studies" not in page.text
+
+
+def test_every_estimate_shown_has_its_interval_and_n(full_run):
+    page = Page(report(full_run))
+    cells = [[re.sub(r"\s+", " ", cell).strip() for cell in row] for row in page.rows]
+    measures = {row[0].split(" ")[0]: row for row in cells if len(row) == 7 and row[3].isdigit()}
+    kid = measures["Kernel"]
+    assert kid[1:4] == ["0.028", "0.022 to 0.034", "90"]
+    assert kid[4].replace(" ", "") == "0.0001−0.0004to0.0005;n=50"
+    assert kid[6] == "worse than real"
+    assert measures["Findings"][1:4] == ["84.2 %", "81.5 to 86.8 %", "91"]
+    assert measures["Odd"][1:4] == ["not available", "not available", "93"]
+    assert "nan" not in page.text.lower().split()
+    arms = [row for row in cells if len(row) == 8 and row[4] == "3"]
+    assert len(arms) == 8
+    assert all(" to " in row[3] for row in arms)
+    differences = [row for row in cells if len(row) == 7 and row[5] == "624"]
+    assert [row[3:5] for row in differences] == [
+        ["+0.031", "+0.012 to +0.050"],
+        ["−0.016", "−0.025 to −0.007"],
+    ]
+
+
+def test_verdicts_come_first_in_plain_words(full_run):
+    text = Page(report(full_run)).text.replace("\N{NO-BREAK SPACE}", " ")
+    answer = "Adding the synthetic studies helped with 2 % of the patients and hurt with all"
+    assert answer in text
+    assert "AUROC rises by 0.031 (95 % interval +0.012 to +0.050; n = 624) against the same" in text
+    assert "AUROC falls by 0.016 (95 % interval −0.025 to −0.007; n = 624)" in text
+    assert text.index("duplicates control") < text.index("What was generated")
+
+
+def test_no_evidence_says_what_stays_possible(tmp_path):
+    values = prove([comparison(1.0, 0.004, -0.011, 0.019, "no evidence")])
+    (tmp_path / "prove.json").write_text(json.dumps(values))
+    proof = read_run(tmp_path).proof
+    assert headline(proof).startswith("There is no evidence")
+    before, effect, after = verdict_sentence(proof.comparisons[0], proof)
+    assert "AUROC" in before
+    assert effect.startswith("changes by +0.004")
+    assert "anything from −0.011 to +0.019 may be true" in after
+
+
+@pytest.mark.parametrize(
+    ("values", "value", "interval"),
+    [
+        ((0.8123, 0.7911, 0.8333), "0.812", "0.791 to 0.833"),
+        ((14.21, 12.9, 16.02), "14.2", "12.9 to 16.0"),
+        ((1234.0, 1000.0, 1400.0), "1234", "1000 to 1400"),
+        ((-0.00001, -0.01, 0.01), "0.000", "−0.010 to 0.010"),
+        ((0.5, 0.5, 0.5), "0.500", "0.500 to 0.500"),
+        ((0.5, math.nan, math.nan), "0.500", "not available"),
+        ((math.inf, 0.0, math.inf), "not available", "not available"),
+    ],
+)
+def test_digits_follow_the_interval(values, value, interval):
+    measured = Estimate(*values, n=10)
+    assert value_text(measured) == value
+    assert interval_text(measured) == interval
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "better", "words"),
+    [
+        (0.5, 0.6, True, "better than real"),
+        (0.5, 0.6, False, "worse than real"),
+        (0.5, 0.6, None, "differs from real"),
+        (0.1, 0.6, True, "no difference from real seen"),
+        (0.0, 0.05, True, "worse than real"),
+        (math.nan, 0.6, True, "not decided: an interval is missing"),
+    ],
+)
+def test_the_reading_follows_the_intervals(low, high, better, words):
+    floor = Estimate(0.2, 0.1, 0.3, n=10)
+    measured = Estimate((low + high) / 2, low, high, 10, higher_is_better=better, floor=floor)
+    assert against_floor("kid", measured)[0] == words
+
+
+def test_arm_intervals_are_students():
+    rows = [
+        {"fraction": 1.0, "arm": "mixed", "ratio": 2.0, "value": value} for value in (1.0, 2.0, 3.0)
+    ]
+    (point,) = arm_points(rows)
+    assert point.mean == pytest.approx(2.0)
+    assert point.high - point.mean == pytest.approx(4.302653 / math.sqrt(3), rel=1e-6)
+    (single,) = arm_points(rows[:1])
+    assert math.isnan(single.low)
+
+
+def test_curves_take_losses_only_and_skip_what_is_missing():
+    log = [
+        {"step": 1, "images": 64, "loss": 1.0, "gradient_norm": 3.0, "validation": None},
+        {"step": 2, "images": 128, "loss": None, "validation": 0.5, "validation_by_t": [1, 2]},
+        {"step": 3, "loss": 0.1},
+    ]
+    found = curves(log)
+    assert list(found) == ["loss", "validation"]
+    assert found["loss"][0].tolist() == [64.0]
+    assert found["validation"][1].tolist() == [0.5]
+
+
+def test_null_reads_as_not_available():
+    read = read_estimate({"value": None, "low": None, "high": None, "n": 3})
+    assert isinstance(read, Estimate)
+    assert value_text(read) == interval_text(read) == "not available"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("evaluation.json", "{", "expected JSON"),
+        ("evaluation.json", "[]", "JSON object"),
+        ("evaluation.json", '{"metrics": {"kid": {"value": 1}}}', "not as medgen writes it"),
+        ("prove.json", '{"task": "classification"}', "not as medgen writes it"),
+        ("log.jsonl", "{]\n{}\n", "log.jsonl:1"),
+    ],
+)
+def test_damaged_files_are_named(tmp_path, name, content, words):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(DataError, match=re.escape(words)):
+        report(tmp_path)
+    assert not (tmp_path / "report.html").exists()
+
+
+def test_a_log_cut_off_by_a_kill_is_read(tmp_path):
+    (tmp_path / "log.jsonl").write_text('{"images": 1, "loss": 1.0}\n{"images": 2, "lo')
+    assert len(read_run(tmp_path).log) == 1
+
+
+def test_an_unwritable_target_is_a_clear_error(tmp_path):
+    with pytest.raises(OutputError, match=r"cannot be written"):
+        report(tmp_path, out=tmp_path / "absent" / "report.html")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_manifest_cannot_reach_outside_the_dataset(tmp_path):
+    Image.fromarray(np.zeros((4, 4), np.uint8)).save(tmp_path / "secret.png")
+    (tmp_path / "run" / "synthetic" / "images").mkdir(parents=True)
+    assert read_run(tmp_path / "run").synthetic_image("../../../secret") is None
+
+
+def test_a_gallery_refuses_what_it_cannot_draw():
+    images = np.zeros((2, 4, 4), np.uint8)
+    with pytest.raises(ValueError, match="uint8"):
+        Gallery(real=images.astype(np.float32))
+    with pytest.raises(ValueError, match="captions"):
+        Gallery(real=images, real_captions=["one"])
+    with pytest.raises(ValueError, match="more pictures"):
+        Gallery(synthetic=images[:1], nearest=images)
+
+
+def test_several_ratios_are_all_shown(tmp_path):
+    comparisons = [
+        comparison(1.0, 0.03, 0.01, 0.05, "helps", ratio=1.0),
+        comparison(1.0, -0.03, -0.05, -0.01, "hurts", ratio=4.0),
+    ]
+    (tmp_path / "prove.json").write_text(json.dumps(prove(comparisons)))
+    text = Page(report(tmp_path, gallery=None)).text
+    assert "1 for every real one" in text
+    assert "4 for every real one" in text
+    assert "Helps and hurts" in text
+
+
+def test_comparisons_are_read_as_written(full_run):
+    first = read_run(full_run).proof.comparisons[0]
+    assert isinstance(first, Comparison)
+    assert (first.arm, first.versus, first.ratio) == ("mixed", "duplicates", 1.0)
+    assert first.estimate.n == 624
