@@ -31,7 +31,7 @@ class Health:
         explained: share of the images' variance about their mean image that is reconstructed.
         latent_mean: of every channel; empty for tokens.
         latent_std: of every channel; empty for tokens.
-        largest: largest size of a latent, which unit variance makes a number of standard deviations.
+        largest: largest absolute value of a latent; unit variance makes it standard deviations.
         images: how many images were looked at.
         problems: what is wrong and what to do about it, one sentence each; empty is healthy.
     """
@@ -200,16 +200,19 @@ def _channel_problems(mean: Tensor, std: Tensor, largest: Tensor) -> list[str]:
             "use fewer latent channels or a smaller KL weight, and train it again"
         )
     off = [
-        f"{i} (mean {m:.2g}, standard deviation {s:.2g})"
+        i
         for i, (m, s) in enumerate(zip(mean.tolist(), std.tolist(), strict=True))
         if i not in dead and (abs(m) > _MEAN or not _STD[0] <= s <= _STD[1])
     ]
     if off:
+        found = [f"{i} (mean {mean[i]:.2g}, standard deviation {std[i]:.2g})" for i in off]
         problems.append(
-            f"latent channels {', '.join(off)} are far from mean 0 and standard deviation 1; call "
+            f"latent channels {', '.join(found)} are far from mean 0 and standard deviation 1; call "
             "codec.fit(images) with images like these"
         )
-    wild = [i for i, value in enumerate(largest.tolist()) if value > _OUTLIER and i not in dead]
+    wild = [
+        i for i, value in enumerate(largest.tolist()) if value > _OUTLIER and i not in dead + off
+    ]
     if wild:
         problems.append(
             f"latent channels {wild} hold values up to {float(largest.max()):.0f} standard "
