@@ -1,4 +1,4 @@
-"""A U-Net of residual and attention blocks over 1-D, 2-D or 3-D latents (MONAI's, adapted)."""
+"""A U-Net of residual and attention blocks over 2-D or 3-D latents (MONAI's, adapted)."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ class UNet(Backbone):
         dropout: share of activations dropped in training inside the residual blocks.
 
     Raises:
-        ValueError: the latent is made of tokens or cannot be halved as often as there are levels,
-            the conditions hold tokens, or the levels' arguments do not fit each other.
+        ValueError: the latent is made of tokens, is 1-D, or cannot be halved as often as there are
+            levels, the conditions hold tokens, or the levels' arguments do not fit each other.
 
     Source: Ho et al. 2020, arXiv 2006.11239; Rombach et al. 2022, arXiv 2112.10752; network of
     Pinaya et al. 2023, arXiv 2307.15208.
@@ -132,7 +132,7 @@ def _adapt(network: nn.Module, dropout: float) -> None:
 
     for module in list(network.modules()):
         if isinstance(module, SpatialAttentionBlock):
-            module.attn = SelfAttention(module.attn)
+            module.add_module("attn", SelfAttention(module.attn))
         elif isinstance(module, DiffusionUNetResnetBlock) and dropout:
             module.conv2.register_forward_pre_hook(partial(_drop, dropout))
 
@@ -150,6 +150,10 @@ def _check(
 ) -> None:
     if latent.domain != "continuous":
         raise ValueError("a unet takes continuous latents, the codec makes tokens")
+    if len(latent.size) not in (2, 3):
+        raise ValueError(
+            f"a unet takes latents of 2 or 3 spatial axes, got {len(latent.size)}; use a dit"
+        )
     if cond.tokens:
         raise ValueError(
             "a unet takes no condition tokens, its cross-attention knows no padding; use a dit, or "

@@ -59,20 +59,20 @@ def attention(
     Source: Vaswani et al. 2017, arXiv 1706.03762, eq. 1.
     """
     name = _resolve(backend)
-    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    factor = 1.0 / math.sqrt(q.shape[-1]) if scale is None else scale
     if name == "math":
-        return _math(q, k, v, _merge(mask, causal, q, k), scale)
+        return _math(q, k, v, _merge(mask, causal, q, k), factor)
     if name == "xformers":
         reason = _obstacle(q, v)
         if reason is None:
-            return _xformers(q, k, v, mask, causal, scale)
+            return _xformers(q, k, v, mask, causal, factor)
         if strict:
             raise DeviceError(f"attention backend 'xformers' does not apply: {reason}")
         _warn_once(reason)
     if mask is not None and causal:
         mask, causal = _merge(mask, causal, q, k), False
     return functional.scaled_dot_product_attention(
-        q, k, v, attn_mask=mask, is_causal=causal, scale=scale
+        q, k, v, attn_mask=mask, is_causal=causal, scale=factor
     )
 
 

@@ -1,0 +1,319 @@
+"""Conditions enter as asked, become null one by one, and nothing leaks between studies."""
+
+import math
+
+import pytest
+import torch
+
+from medgen.conditioners.joint import JointConditioner
+from medgen.conditioners.label import LabelConditioner
+from medgen.conditioners.mask import MaskConditioner
+from medgen.conditioners.scalar import ScalarConditioner
+from medgen.protocols import Conditioner
+from medgen.registry import arguments, find, names
+from medgen.types import Batch, Conditioning, CondSpec, LatentSpec, Schema
+
+SCHEMA = Schema(
+    size=(8, 8),
+    findings=("effusion", "nodule", "edema"),
+    mask_classes=("background", "lung", "heart"),
+    scalars=("age", "ratio"),
+)
+CLASSES = Schema(size=(8, 8), findings=("normal", "bacterial", "viral"), exclusive=True)
+LATENT = LatentSpec("continuous", (4, 4), 4)
+COUNT = 5
+
+
+class _Words(Conditioner):
+    """A conditioner of tokens: report i has as many words as it has letters."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.spec = CondSpec(tokens=width)
+        self.letters = torch.nn.Embedding(128, width)
+
+    def encode(self, batch):
+        longest = max(len(text) for text in batch.text)
+        codes = torch.tensor([[ord(c) for c in text.ljust(longest)] for text in batch.text])
+        lengths = torch.tensor([len(text) for text in batch.text])
+        return Conditioning(
+            tokens=self.letters(codes), mask=torch.arange(longest) < lengths[:, None]
+        )
+
+    def null(self, count):
+        tokens = self.letters.weight[:1].expand(count, 1, -1)
+        return Conditioning(tokens=tokens, mask=torch.ones(count, 1, dtype=torch.bool))
+
+
+@pytest.fixture
+def batch():
+    rng = torch.Generator().manual_seed(0)
+    return Batch(
+        label=torch.randint(-1, 2, (COUNT, 3), generator=rng),
+        mask=torch.randint(0, 3, (COUNT, 8, 8), generator=rng),
+        scalar=torch.rand(COUNT, 2, generator=rng) * 50,
+        text=("a", "bcd", "ef", "ghij", "k"),
+    )
+
+
+@pytest.fixture
+def joint():
+    torch.manual_seed(0)
+    parts = {
+        "findings": LabelConditioner(SCHEMA, 16),
+        "numbers": ScalarConditioner(SCHEMA, 8, low=(0.0, 0.0), high=(90.0, 60.0)),
+        "anatomy": MaskConditioner(SCHEMA, LATENT),
+        "report": _Words(6),
+        "summary": _Words(10),
+    }
+    torch.nn.init.normal_(parts["anatomy"].unknown)
+    return JointConditioner(parts)
+
+
+def _equal(a, b):
+    for field in ("vector", "tokens", "mask", "grid"):
+        x, y = getattr(a, field), getattr(b, field)
+        assert (x is None) == (y is None), field
+        assert x is None or torch.equal(x, y), field
+
+
+def _stands(cond, row):
+    """The tokens of a study that are not padding."""
+    return cond.tokens[row][cond.mask[row]]
+
+
+def test_all_are_registered_and_wired():
+    assert {"label", "mask", "scalar"} <= set(names("conditioner"))
+    assert arguments(find("conditioner", "mask"))["latent"].wired
+    assert not arguments(find("conditioner", "label"))["width"].wired
+
+
+def test_joint_spec_is_what_encode_gives(joint, batch):
+    cond = joint.encode(batch)
+    assert joint.spec == CondSpec(vector=24, tokens=10, grid=3)
+    assert cond.vector.shape == (COUNT, 24)
+    assert cond.grid.shape == (COUNT, 3, 4, 4)
+    assert cond.tokens.shape == (COUNT, 8, 10)
+    assert cond.mask.sum(dim=1).tolist() == [2, 6, 4, 8, 2]
+
+
+def test_dropping_everything_is_null(joint, batch):
+    drop = torch.ones(COUNT, len(joint.names), dtype=torch.bool)
+    dropped, null = joint.encode(batch, drop), joint.null(COUNT)
+    assert torch.equal(dropped.vector, null.vector)
+    assert torch.equal(dropped.grid, null.grid)
+    for row in range(COUNT):
+        torch.testing.assert_close(_stands(dropped, row), _stands(null, row))
+
+
+def test_dropping_nothing_changes_nothing(joint, batch):
+    drop = torch.zeros(COUNT, len(joint.names), dtype=torch.bool)
+    _equal(joint.encode(batch, drop), joint.encode(batch))
+
+
+def test_drop_is_per_study_and_per_condition(joint, batch):
+    full, null = joint.encode(batch), joint.null(COUNT)
+    drop = torch.zeros(COUNT, len(joint.names), dtype=torch.bool)
+    drop[1, joint.names.index("findings")] = True
+    drop[2, joint.names.index("anatomy")] = True
+    drop[3, joint.names.index("report")] = True
+    mixed = joint.encode(batch, drop)
+    assert torch.equal(mixed.vector[1, :16], null.vector[1, :16])
+    assert torch.equal(mixed.vector[1, 16:], full.vector[1, 16:])
+    kept = [0, 2, 3, 4]
+    assert torch.equal(mixed.vector[kept], full.vector[kept])
+    assert torch.equal(mixed.grid[2], null.grid[2])
+    assert torch.equal(mixed.grid[[0, 1, 3, 4]], full.grid[[0, 1, 3, 4]])
+    assert mixed.mask.sum(dim=1).tolist() == [2, 6, 4, 5, 2]
+    assert not torch.equal(full.vector[1, :16], null.vector[1, :16])
+
+
+def test_absent_fields_are_null(joint):
+    nothing = Batch(text=("a", "b"))
+    cond, null = joint.encode(nothing), joint.null(2)
+    assert torch.equal(cond.vector, null.vector)
+    assert torch.equal(cond.grid, null.grid)
+
+
+def test_permuting_studies_permutes_conditions(joint, batch):
+    order = [3, 0, 4, 1, 2]
+    permuted, cond = joint.encode(batch.select(order)), joint.encode(batch)
+    assert torch.equal(permuted.vector, cond.vector[order])
+    assert torch.equal(permuted.grid, cond.grid[order])
+    assert torch.equal(permuted.tokens, cond.tokens[order])
+    assert torch.equal(permuted.mask, cond.mask[order])
+
+
+def test_training_and_sampling_encode_alike(joint, batch):
+    _equal(joint.train().encode(batch), joint.eval().encode(batch))
+
+
+def test_dropped_conditions_teach_null_and_nothing_else(batch):
+    torch.manual_seed(0)
+    label = LabelConditioner(CLASSES, 4)
+    mask = MaskConditioner(SCHEMA, LATENT)
+    scalar = ScalarConditioner(SCHEMA, 4, low=(0.0, 0.0), high=(90.0, 60.0))
+    joint = JointConditioner({"label": label, "anatomy": mask, "numbers": scalar})
+    classes = Batch(
+        label=torch.eye(3, dtype=torch.int64), mask=batch.mask[:3], scalar=batch.scalar[:3]
+    )
+    drop = torch.ones(3, 3, dtype=torch.bool)
+    cond = joint.encode(classes, drop)
+    (cond.vector.sum() + cond.grid.sum()).backward()
+    assert torch.equal(label.embedding.grad[0], torch.full((4,), 3.0))
+    assert torch.equal(label.embedding.grad[1:], torch.zeros(3, 4))
+    assert torch.equal(mask.unknown.grad, torch.full((3,), 3.0 * 16))
+    assert torch.equal(scalar.unknown.grad, torch.full((2, 4), 3.0))
+    assert scalar.weight.grad.abs().max() == 0
+
+
+def test_no_parts_is_unconditional():
+    joint = JointConditioner({})
+    assert joint.spec == CondSpec()
+    drop = torch.zeros(2, 0, dtype=torch.bool)
+    _equal(joint.encode(Batch(label=torch.ones(2, 1)), drop), Conditioning())
+    _equal(joint.null(3), Conditioning())
+
+
+@pytest.mark.parametrize("name", ["keys", "a.b", ""])
+def test_unusable_names_are_refused(name):
+    with pytest.raises(ValueError, match="a condition cannot be named"):
+        JointConditioner({name: LabelConditioner(SCHEMA, 4)})
+
+
+def test_a_drop_of_another_shape_is_refused(joint, batch):
+    with pytest.raises(ValueError, match=r"expected `drop` of shape \(5, 5\), got \(5, 1\)"):
+        joint.encode(batch, torch.ones(COUNT, 1, dtype=torch.bool))
+
+
+def test_multi_label_sums_the_states_of_its_findings():
+    label = LabelConditioner(SCHEMA, 4)
+    states = label.embedding
+    cond = label.encode(Batch(label=torch.tensor([[1, 0, -1], [-1, -1, -1]])))
+    torch.testing.assert_close(cond.vector[0], states[0, 2] + states[1, 1] + states[2, 0])
+    assert torch.equal(cond.vector[1], label.null(1).vector[0])
+
+
+def test_exclusive_findings_have_one_embedding_each():
+    label = LabelConditioner(CLASSES, 4)
+    cond = label.encode(Batch(label=torch.tensor([[0, 0, 1], [1, 0, 0], [-1, -1, -1]])))
+    assert torch.equal(cond.vector, label.embedding[[3, 1, 0]])
+    assert torch.equal(label.null(1).vector, label.embedding[:1])
+
+
+def test_labels_of_another_schema_are_refused():
+    with pytest.raises(ValueError, match="expected labels of 3 findings, got 2"):
+        LabelConditioner(SCHEMA, 4).encode(Batch(label=torch.zeros(1, 2)))
+    with pytest.raises(ValueError, match="needs findings"):
+        LabelConditioner(Schema(size=(8, 8)), 4)
+
+
+def test_scalars_tell_near_from_far_and_unknown_is_null():
+    torch.manual_seed(0)
+    scalar = ScalarConditioner(SCHEMA, 64, low=(20.0, 0.3), high=(80.0, 0.7))
+    values = torch.tensor([[50.0, 0.5], [50.5, 0.5], [70.0, 0.5], [math.nan, math.nan]])
+    vector = scalar.encode(Batch(scalar=values)).vector
+    near, far = (vector[0] - vector[1]).norm(), (vector[0] - vector[2]).norm()
+    assert 0 < near < 0.3 * far
+    assert torch.equal(vector[3], scalar.null(1).vector[0])
+
+
+def test_one_unknown_scalar_leaves_the_other_known():
+    torch.manual_seed(0)
+    scalar = ScalarConditioner(SCHEMA, 8, low=(20.0, 0.3), high=(80.0, 0.7))
+    values = torch.tensor([[50.0, math.nan], [60.0, math.nan], [50.0, 0.5]])
+    vector = scalar.encode(Batch(scalar=values)).vector
+    only = scalar.encode(Batch(scalar=torch.tensor([[math.nan, 0.5]]))).vector
+    assert not torch.equal(vector[0], vector[1])
+    # additive: known(50) + known(.5) = [known(50) + unknown] + [unknown + known(.5)] - null
+    torch.testing.assert_close(vector[2], vector[0] + only[0] - scalar.null(1).vector[0])
+
+
+def test_unknown_scalars_do_not_poison_gradients():
+    scalar = ScalarConditioner(SCHEMA, 8, low=(20.0, 0.3), high=(80.0, 0.7))
+    values = torch.tensor([[math.nan, 0.5], [40.0, math.nan]])
+    scalar.encode(Batch(scalar=values)).vector.square().sum().backward()
+    assert scalar.weight.grad.isfinite().all()
+    assert scalar.weight.grad.abs().max() > 0
+
+
+def test_fit_measures_known_values_once_and_is_saved():
+    scalar = ScalarConditioner(SCHEMA, 8)
+    values = torch.tensor([[10.0, 1.0], [30.0, math.nan], [20.0, 3.0]])
+    JointConditioner({"numbers": scalar}).fit(Batch(scalar=values))
+    torch.testing.assert_close(scalar.mean, torch.tensor([20.0, 2.0]))
+    torch.testing.assert_close(scalar.std, torch.tensor([10.0, math.sqrt(2.0)]))
+    copy = ScalarConditioner(SCHEMA, 8)
+    copy.load_state_dict(scalar.state_dict())
+    copy.fit(Batch(scalar=values * 7))
+    assert torch.equal(
+        copy.encode(Batch(scalar=values)).vector, scalar.encode(Batch(scalar=values)).vector
+    )
+
+
+def test_scalars_without_a_range_are_refused():
+    scalar = ScalarConditioner(SCHEMA, 8)
+    with pytest.raises(ValueError, match="the range of age, ratio is unknown"):
+        scalar.encode(Batch(scalar=torch.zeros(1, 2)))
+    with pytest.raises(ValueError, match="'ratio' has no two different known values"):
+        scalar.fit(Batch(scalar=torch.tensor([[1.0, 2.0], [3.0, 2.0]])))
+    with pytest.raises(ValueError, match="needs scalars"):
+        ScalarConditioner(CLASSES, 8)
+    with pytest.raises(ValueError, match="a `low` and a `high` for each of age, ratio"):
+        ScalarConditioner(SCHEMA, 8, low=(0.0,), high=(1.0,))
+    with pytest.raises(ValueError, match="must lie below"):
+        ScalarConditioner(SCHEMA, 8, low=(0.0, 1.0), high=(1.0, 1.0))
+
+
+def test_mask_is_the_share_of_each_class_under_a_latent_voxel():
+    mask = torch.zeros(1, 8, 8, dtype=torch.int64)
+    mask[0, :2, :2] = 1
+    mask[0, 0, 2] = 2
+    grid = MaskConditioner(SCHEMA, LATENT).encode(Batch(mask=mask)).grid[0]
+    assert grid[:, 0, 0].tolist() == [-1, 1, -1]
+    assert grid[:, 0, 1].tolist() == [0.5, -1, -0.5]
+    assert grid[:, 3, 3].tolist() == [1, -1, -1]
+
+
+def test_detail_keeps_every_pixel(batch):
+    conditioner = MaskConditioner(SCHEMA, LATENT, detail=True)
+    grid = conditioner.encode(batch).grid
+    assert conditioner.spec.grid == 12
+    assert grid.shape == (COUNT, 12, 4, 4)
+    classes = grid.view(COUNT, 3, 2, 2, 4, 4).argmax(dim=1)  # b f1 f2 s1 s2
+    assert torch.equal(classes.permute(0, 3, 1, 4, 2).reshape(COUNT, 8, 8), batch.mask)
+    coarse = MaskConditioner(SCHEMA, LATENT).encode(batch).grid
+    torch.testing.assert_close(grid.view(COUNT, 3, 4, 4, 4).mean(dim=2), coarse)
+
+
+@pytest.mark.parametrize("detail", [False, True])
+def test_pixels_of_unknown_class_are_null(detail):
+    conditioner = MaskConditioner(SCHEMA, LATENT, detail=detail)
+    torch.nn.init.normal_(conditioner.unknown)
+    mask = torch.zeros(2, 8, 8, dtype=torch.int64)
+    mask[0] = -1
+    grid = conditioner.encode(Batch(mask=mask)).grid
+    torch.testing.assert_close(grid[0], conditioner.null(1).grid[0])
+    assert not torch.allclose(grid[1], grid[0])
+
+
+def test_masks_follow_the_axes_of_the_latent():
+    schema = Schema(size=(8, 4, 4), mask_classes=("background", "nodule"))
+    conditioner = MaskConditioner(schema, LatentSpec("continuous", (4, 2, 2), 4))
+    mask = torch.zeros(1, 8, 4, 4, dtype=torch.int64)
+    mask[0, 6:, :2, 2:] = 1
+    grid = conditioner.encode(Batch(mask=mask)).grid
+    assert grid.shape == (1, 2, 4, 2, 2)
+    assert grid[0, 1].nonzero().shape == (16, 3)
+    assert (grid[0, 1] == 1).nonzero().tolist() == [[3, 0, 1]]
+
+
+def test_masks_that_do_not_fit_are_refused():
+    with pytest.raises(ValueError, match=r"expected masks of size \(8, 8\), got \(4, 8\)"):
+        MaskConditioner(SCHEMA, LATENT).encode(Batch(mask=torch.zeros(1, 4, 8)))
+    with pytest.raises(ValueError, match="the studies have none"):
+        MaskConditioner(CLASSES, LATENT)
+    with pytest.raises(ValueError, match="leave detail off"):
+        MaskConditioner(SCHEMA, LatentSpec("continuous", (3, 4), 4), detail=True)
+    with pytest.raises(ValueError, match="cannot fit latents"):
+        MaskConditioner(SCHEMA, LatentSpec("continuous", (4,), 4))
