@@ -276,18 +276,15 @@ class TestHealth:
 
     def test_outliers(self, trained):
         codec = copy.deepcopy(trained[0])
-        spike = trained[1][:1]
-        images = torch.cat([-trained[1].flip(-1), spike])
         encode = codec.encode
 
         def spiked(image):
             z = encode(image).clone()
-            z[(image == spike).flatten(1).all(1), 0, 0, 0] += 60
+            z[0, 0, 0, 0] = 60
             return z
 
         codec.encode = spiked
-        problems = check_health(codec, images, min_psnr=0, min_ssim=0).problems
-        assert any("no generator will draw" in problem for problem in problems)
+        self.expect(check_health(codec, trained[1]), "[0] hold values up to 60", "no generator")
 
     def test_nan_latents_and_wrong_shape(self, trained):
         codec = copy.deepcopy(trained[0])

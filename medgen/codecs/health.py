@@ -207,8 +207,8 @@ def _channel_problems(mean: Tensor, std: Tensor, largest: Tensor) -> list[str]:
     if off:
         found = [f"{i} (mean {mean[i]:.2g}, standard deviation {std[i]:.2g})" for i in off]
         problems.append(
-            f"latent channels {', '.join(found)} are far from mean 0 and standard deviation 1; call "
-            "codec.fit(images) with images like these"
+            f"latent channels {', '.join(found)} are far from mean 0 and standard deviation 1; "
+            "call codec.fit(images) with images like these"
         )
     wild = [
         i for i, value in enumerate(largest.tolist()) if value > _OUTLIER and i not in dead + off
