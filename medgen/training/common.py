@@ -102,11 +102,12 @@ def share(items: Sequence[Item], rank: int, processes: int) -> Sequence[Item]:
     """The equal, contiguous part of a global batch that process `rank` handles.
 
     Raises:
-        ValueError: the batch cannot be divided equally.
+        RecipeError: the batch cannot be divided equally.
     """
     if len(items) % processes:
-        raise ValueError(
-            f"a batch of {len(items)} cannot be shared equally by {processes} processes"
+        raise RecipeError(
+            f"train.batch: {processes} processes cannot share {len(items)} images equally; "
+            f"choose a multiple of {processes}"
         )
     part = len(items) // processes
     return items[rank * part : (rank + 1) * part]
