@@ -38,16 +38,7 @@ def cage_of(anatomy: Anatomy, z: Array) -> Cage:
     """The cage at heights z (mm)."""
     t = (z + 25) / (anatomy.height + 25)
     width = profile(
-        [
-            (0, 0.26),
-            (0.08, 0.45),
-            (0.18, 0.63),
-            (0.35, 0.81),
-            (0.55, 0.93),
-            (0.8, 1.0),
-            (1.1, 0.995),
-            (1.6, 0.93),
-        ],
+        [(0, 0.3), (0.08, 0.52), (0.18, 0.7), (0.35, 0.86), (0.55, 0.95), (0.8, 1.0), (1.6, 0.94)],
         t,
     )
     depth = profile([(0, 0.3), (0.1, 0.5), (0.25, 0.73), (0.5, 0.93), (0.8, 1.0), (1.6, 1.0)], t)
@@ -114,26 +105,24 @@ def midline(grid: Grid, anatomy: Anatomy, wide: float) -> Array:
     """Share of voxels in the mediastinum beside the heart: vessels, trachea, fat and spine."""
     z, y, x = grid.coordinates()
     cage = cage_of(anatomy, z)
-    half = profile([(-5, 46), (8, 35), (25, 28), (60, 25), (110, 21), (180, 17)], z)
+    half = profile([(-5, 44), (8, 32), (25, 25), (60, 23), (110, 19), (180, 16)], z)
     half = half * (0.3 + 0.7 * np.exp(-np.square((y - 18) / 52)))
-    spine = cover((cage.spine_y - 24) - y, wide) * 27
+    spine = cover((cage.spine_y - 22) - y, wide) * 24
     return cover(np.abs(x - cage.spine_x) - np.maximum(half, spine), wide)
 
 
-def body(grid: Grid, anatomy: Anatomy, wide: float) -> tuple[Array, Array]:
-    """The volume (HU) of skin, fat and muscle in air, and the share of voxels inside the body."""
-    z, y, x = grid.coordinates()
-    cage, a = cage_of(anatomy, z), anatomy
+def _trunk(anatomy: Anatomy, z: Array) -> tuple[Array, Array, Array]:
+    """Half-width, half-depth and y of the middle of neck and trunk at heights z, mm."""
+    a, top = anatomy, anatomy.shoulder
     wall = a.muscle + a.fat
-    top, trunk = a.shoulder, a.half_width + wall + 4
-    neck = 56 + 0.5 * a.fat
+    trunk, neck = a.half_width + wall + 4, 56 + 0.5 * a.fat
     half_width = profile(
         [
             (-90, neck),
             (top - 52, neck + 3),
             (top - 30, neck + 25),
             (top - 12, 0.8 * trunk),
-            (top + 8, 1.0 * trunk),
+            (top + 8, trunk),
             (top + 35, 1.06 * trunk),
             (top + 100, trunk - 3),
             (a.height, trunk),
@@ -152,13 +141,21 @@ def body(grid: Grid, anatomy: Anatomy, wide: float) -> tuple[Array, Array]:
         z,
     )
     middle = profile([(-90, 22.0), (top + 10, 18.0), (110, 6.0), (a.height + 80, 0.0)], z)
+    return half_width, half_depth, middle
+
+
+def body(grid: Grid, anatomy: Anatomy, wide: float) -> tuple[Array, Array]:
+    """The volume (HU) of skin, fat and muscle in air, and the share of voxels inside the body."""
+    z, y, x = grid.coordinates()
+    a = anatomy
+    half_width, half_depth, middle = _trunk(anatomy, z)
     outer = superellipse(x, y - middle, half_width, half_depth)
     share = cover(-depth_below(*outer, half_width, half_depth), wide)
     inner = superellipse(x, y - middle, half_width - a.fat, half_depth - a.fat)
     volume = cover(-depth_below(*inner, half_width, half_depth), wide)
     volume *= MUSCLE - FAT
     volume += FAT
-    for box, part, value in _limbs(grid, anatomy, float(cage.half_width.max()), wide):
+    for box, part, value in _limbs(grid, anatomy, wide):
         fresh = part * (1 - share[box])
         paint(volume[box], fresh, value)
         share[box] += fresh
@@ -168,25 +165,36 @@ def body(grid: Grid, anatomy: Anatomy, wide: float) -> tuple[Array, Array]:
     return volume, share
 
 
-def _limbs(
-    grid: Grid, anatomy: Anatomy, chest: float, wide: float
-) -> list[tuple[Box, Array, float]]:
+def _limbs(grid: Grid, anatomy: Anatomy, wide: float) -> list[tuple[Box, Array, float]]:
     """Arms and breasts: box, share and HU of each."""
     parts: list[tuple[Box, Array, float]] = []
     a, swing = anatomy, np.deg2rad(anatomy.arm)
     girth = 38 + 0.5 * a.fat
     for side in (-1, 1):
-        joint = (a.shoulder + 34, 14.0, side * (chest + a.muscle + 24))
+        joint = (a.shoulder + 34, 14.0, side * (a.half_width + a.muscle + 24))
         elbow = (joint[0] + 300 * np.cos(swing), 20.0, joint[2] + side * 300 * np.sin(swing))
         box, distance = capsules(grid, (joint, elbow), (girth + 6, girth - 4))
         parts.append((box, cover(distance, wide), 20.0))
         if a.breast:
-            center = (
-                0.72 * a.height + 0.3 * a.breast,
-                -a.half_depth - a.muscle - a.fat + 14,
-                side * 0.56 * chest,
-            )
-            radii = (46 + 0.5 * a.breast, a.breast + 18, 0.47 * chest)
-            box, distance = ellipsoid(grid, center, radii)
-            parts.append((box, cover(distance, wide), -35.0))
+            parts.append((*_breast(grid, a, side, wide), -30.0))
     return parts
+
+
+def _breast(grid: Grid, anatomy: Anatomy, side: int, wide: float) -> tuple[Box, Array]:
+    """A breast as a heap on the chest wall: steep below, fading upwards."""
+    a = anatomy
+    center, radius = (
+        (0.66 * a.height + 0.25 * a.breast, side * 0.54 * a.half_width),
+        0.46 * a.half_width,
+    )
+    deep = a.half_depth + a.muscle + a.fat
+    low = (center[0] - 2.2 * radius, -deep - a.breast - 5, center[1] - radius)
+    box = grid.box(low, (center[0] + radius, -0.3 * a.half_depth, center[1] + radius))
+    z, y, x = grid.within(box).coordinates()
+    half_width, half_depth, middle = _trunk(a, z)
+    high = np.where(z < center[0], (z - center[0]) / 2.0, z - center[0])
+    heap = 1 - np.square(high / radius) - np.square((x - center[1]) / radius)
+    inner = np.clip(1 - (np.abs(x) / half_width) ** POWER, 0, 1) ** (1 / POWER)
+    skin = middle - half_depth * inner
+    front = skin + 4 - (a.breast + 4) * np.clip(heap, 0, 1) ** 0.75
+    return box, cover((front - y).astype(np.float32), wide)

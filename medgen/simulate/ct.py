@@ -176,17 +176,17 @@ def _heart(work: _Work, ratio: float) -> Array:
     aside /= np.linalg.norm(aside)
     frame = np.stack([long, aside, np.cross(long, aside)], axis=1)
     chambers = [
-        ((-44, -22, 27), (66, 45, 47), frame),
-        ((-50, -6, -20), (44, 38, 28), np.eye(3)),
-        ((-72, 14, 6), (30, 26, 40), np.eye(3)),
-        ((-82, -14, 10), (34, 26, 30), np.eye(3)),
+        ((-48, -22, 27), (66, 48, 47), frame),
+        ((-56, -6, -22), (54, 40, 28), np.eye(3)),
+        ((-76, 14, 8), (34, 28, 42), np.eye(3)),
+        ((-96, -16, 10), (44, 28, 27), np.eye(3)),
     ]
     spans = [np.sqrt((f**2) @ np.square(r))[2] for _, r, f in chambers]
     left = max(c[2] + s for (c, _, _), s in zip(chambers, spans, strict=True))
     right = min(c[2] - s for (c, _, _), s in zip(chambers, spans, strict=True))
     scale = 2 * a.half_width * ratio / (left - right)
     squeeze = (scale / 0.93) ** -0.35
-    base = np.array([a.height + 0.6 * a.dome_gap + 14, 0.0, 0.0])
+    base = np.array([a.height + a.dome_gap + 24, 0.0, 0.0])
     heart = np.zeros(part.shape, dtype=np.float32)
     for center, radii, turned in chambers:
         place = base + np.array(center) * scale * np.array([squeeze, squeeze, 1])
@@ -204,22 +204,22 @@ def _great_vessels(work: _Work, central: Array) -> None:
     back = float(np.interp(knob, z[:, 0, 0], chest.cage_of(a, z).spine_y[:, 0, 0]))
     aorta = [
         (0.55 * h, -18, -8),
-        (0.40 * h, -20, -14),
-        (knob + 4, -8, -6),
-        (knob, 8, 12),
-        (knob + 6, 22, 25),
-        (0.42 * h, back - 18, 24),
+        (0.40 * h, -22, -14),
+        (knob + 4, -14, -2),
+        (knob, -2, 16),
+        (knob, 24, 24),
+        (knob + 12, back - 18, 24),
         (0.75 * h, back - 8, 18),
         (1.3 * h, back, 12),
     ]
-    vein = [(0.05 * h, 0, -22), (0.3 * h, -4, -25), (0.5 * h, -4, -24)]
-    trunk = [(0.52 * h, -22, 14), (0.41 * h, -6, 24), (0.42 * h, 8, 34)]
-    crossing = [(0.44 * h, 0, 12), (0.46 * h, 4, -30), (0.50 * h, 6, -40)]
+    trunk = [(0.52 * h, -26, 16), (0.41 * h, -18, 28), (0.42 * h, 14, 32)]
     for line, radii in (
-        (aorta, [r + 3, r + 3, r + 1.5, r, r, r - 1, r - 1.5, r - 2]),
-        (vein, [9, 9, 10]),
-        (trunk, [15, 14, 11]),
-        (crossing, [11, 10, 8]),
+        (aorta, [r + 3, r + 3, r + 2, r + 1, r + 1, r, r - 1, r - 2]),
+        ([(0.05 * h, 0, -20), (0.3 * h, -4, -24), (0.5 * h, -4, -26)], [8, 9, 11]),
+        (trunk, [15, 14, 12]),
+        ([(0.44 * h, 0, 12), (0.46 * h, 4, -30), (0.50 * h, 6, -40)], [11, 10, 9]),
+        ([(0.46 * h, 6, -40), (0.64 * h, 16, -54)], [9, 5]),
+        ([(0.42 * h, 12, 36), (0.60 * h, 22, 50)], [9, 5]),
     ):
         box, distance = capsules(part, line, radii)
         np.maximum(central[box], cover(distance, work.wide), out=central[box])
@@ -282,7 +282,7 @@ def _vessel_share(work: _Work, seed: int) -> Array:
                     + 10 * np.array([way[0], way[1], 0])
                 )
     tree = grow(
-        rng, np.array(roots), np.array(ways), radius=3.6 * a.vessels, length=24.0 * a.height / 210
+        rng, np.array(roots), np.array(ways), radius=4.4 * a.vessels, length=24.0 * a.height / 210
     )
     points, volumes = scatter(tree, rng, work.grid.spacing[0])
     return splat(work.part, points, volumes)

@@ -12,20 +12,22 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import affine_transform, gaussian_filter
+from scipy.sparse import csr_array
 
 from medgen.simulate.ct import LABELS, LUNG, Thorax
 from medgen.simulate.shapes import Array
 
 MASK_CLASSES = ("background", "lung", "heart")
 """Classes of a radiograph's mask; the heart lies over the lungs."""
-_LUNG = np.isin(np.arange(len(LABELS)), LUNG).astype(np.float32)
-_HEART = (np.arange(len(LABELS)) == LABELS.index("heart")).astype(np.float32)
-_CHEST = _LUNG + (np.arange(len(LABELS)) == LABELS.index("effusion")).astype(np.float32)
-LUNG_PATH, HEART_PATH = 25.0, 12.0
+_CODES = np.zeros(len(LABELS), dtype=np.int32)
+_CODES[list(LUNG)] = 1
+_CODES[LABELS.index("heart")] = 1 << 10
+_CODES[LABELS.index("effusion")] = 1 << 20
+LUNG_PATH, HEART_PATH = 45.0, 12.0
 """mm of lung or heart that a ray must cross for its pixel to be of that class."""
 WATER = ((0.0226, 0.5), (0.0188, 0.5))
 """Attenuation of water (mm^-1) at about 50 and 78 keV, and the beam's share there. Source: NIST XCOM."""
-BONE_EXCESS = 0.22
+BONE_EXCESS = 0.7
 """What the photoelectric effect adds to bone at radiographic energies, as a share of its excess HU."""
 
 
@@ -106,10 +108,8 @@ def draw_view(rng: np.random.Generator, thorax: Thorax) -> View:
         angle=float(rng.normal(0, 2.5)),
         tilt=float(rng.normal(0, 2.0)) + (4.0 if front else 0.0),
         roll=float(rng.normal(0, 1.6)),
-        field=float(
-            np.clip(rng.normal(1.38, 0.07) * max(height + 45, 2 * a.half_width - 5), 310, 405)
-        ),
-        center=(0.5 * (height + 32) + float(rng.normal(0, 8)), float(rng.normal(0, 6))),
+        field=float(np.clip(rng.normal(1.24, 0.06) * max(height + 45, 2 * a.half_width), 270, 400)),
+        center=(0.5 * (height + 45) + float(rng.normal(0, 8)), float(rng.normal(0, 6))),
         distance=1050.0 if front else 1700.0,
         front=front,
     )
@@ -118,13 +118,13 @@ def draw_view(rng: np.random.Generator, thorax: Thorax) -> View:
 def draw_exposure(rng: np.random.Generator) -> Exposure:
     """One room's technique and processing."""
     return Exposure(
-        scatter=float(rng.uniform(0.3, 1.1)),
+        scatter=float(rng.uniform(0.15, 0.6)),
         photons=float(np.exp(rng.uniform(np.log(3e3), np.log(4e4)))),
         blur=float(rng.uniform(0.3, 1.0)),
         middle=float(rng.uniform(0.40, 0.62)),
         contrast=float(np.exp(rng.normal(0, 0.16))),
-        flatten=float(rng.uniform(0.0, 0.5)),
-        sharpen=float(rng.uniform(0.0, 0.7)),
+        flatten=float(rng.uniform(0.0, 0.35)),
+        sharpen=float(rng.uniform(0.0, 0.6)),
         black=float(rng.uniform(-0.1, 0.06)),
     )
 
@@ -149,16 +149,21 @@ def radiograph(
     taken = view or draw_view(rng, thorax)
     shown = exposure or draw_exposure(rng)
     pixel = taken.field / max(size)
-    parts = [part[thorax.labels] for part in (_LUNG, _HEART, _CHEST)]
-    paths = [roll(project(part, thorax, taken, size), taken.roll) for part in parts]
-    water = roll(project(density(thorax.volume), thorax, taken, size), taken.roll)
-    lung, heart = paths[0] > LUNG_PATH, paths[1] > HEART_PATH
+    beam = _Beam(thorax, taken, size)
+    water = roll(beam.cast(beam.slabs(density(thorax.volume))), taken.roll)
+    counts = beam.slabs(_CODES[thorax.labels])
+    lung, heart, fluid = (
+        roll(beam.cast(((counts >> shift) & 1023).astype(np.float32)), taken.roll)
+        for shift in (0, 10, 20)
+    )
+    chest = lung + fluid > LUNG_PATH
+    lung, heart = lung > LUNG_PATH, heart > HEART_PATH
     mask = np.where(heart, 2, np.where(lung, 1, 0)).astype(np.int64)
     return Radiograph(
         image=expose(water, pixel, shown, rng),
         mask=mask,
         findings=thorax.findings,
-        cardiothoracic_ratio=_ratio(heart, paths[2] > LUNG_PATH),
+        cardiothoracic_ratio=_ratio(heart, chest),
         spacing=(pixel, pixel),
     )
 
@@ -177,68 +182,62 @@ def density(volume: Array) -> Array:
 def project(volume: Array, thorax: Thorax, view: View, size: tuple[int, int]) -> Array:
     """Line integrals (mm times the volume's unit) of a volume on the grid of a thorax, (H W).
 
-    The sum over the detector times its pixel area is the volume's integral, whatever the angle, for a
-    parallel beam and a field that holds all of it; only `View.roll` is left to `roll`.
+    For a parallel beam and a field that holds all of it, the sum over the detector times its pixel area
+    is the volume's integral, whatever the angle. `View.roll` is left to `roll`.
     """
-    pixel = view.field / max(size)
-    turns = round(view.angle / 90)
-    rest = np.deg2rad(view.angle - 90 * turns)
-    axes = [thorax.origin[a] + thorax.spacing[a] * np.arange(n) for a, n in enumerate(volume.shape)]
-    z, depth, across = axes
-    steps = list(thorax.spacing)
-    if turns % 2:
-        volume, depth, across, steps = (
-            volume.swapaxes(1, 2),
-            axes[2],
-            axes[1],
-            [steps[0], steps[2], steps[1]],
+    beam = _Beam(thorax, view, size)
+    return beam.cast(beam.slabs(volume))
+
+
+class _Beam:
+    """What a view makes of a grid: slabs along the beam, and where each row and column of them falls."""
+
+    def __init__(self, thorax: Thorax, view: View, size: tuple[int, int]) -> None:
+        pixel = view.field / max(size)
+        self.turns = round(view.angle / 90) % 4
+        rest = np.deg2rad(view.angle - 90 * round(view.angle / 90))
+        z, y, x = (
+            start + step * np.arange(count)
+            for start, step, count in zip(
+                thorax.origin, thorax.spacing, thorax.volume.shape, strict=True
+            )
         )
-    flip_depth, flip_across = ((1, 1), (-1, 1), (-1, -1), (1, -1))[turns % 4]
-    depth, across = flip_depth * depth, flip_across * across
-    straight = abs(view.angle - 90 * turns) < 8
-    volume, depth = _group(volume, depth, max(int(26 / steps[1]), 1) if straight else 1)
-    toward = 1.0 if view.front else -1.0
-    zoom = (
-        view.distance / (view.distance + toward * depth)
-        if np.isfinite(view.distance)
-        else 1 + 0 * depth
-    )
-    rows = _weights(
-        (z[None] - view.center[0] + (depth * np.tan(np.deg2rad(view.tilt)))[:, None])
-        * zoom[:, None],
-        steps[0] * zoom,
-        pixel,
-        size[0],
-    )
-    columns = _weights(
-        (np.cos(rest) * across[None] - view.center[1] + np.sin(rest) * depth[:, None])
-        * zoom[:, None],
-        steps[2] * np.cos(rest) * zoom,
-        pixel,
-        size[1],
-    )
-    voxel = float(np.prod(thorax.spacing))
-    flat = np.matmul(rows, np.ascontiguousarray(volume.transpose(1, 0, 2)))
-    total = np.matmul(
-        flat.transpose(1, 0, 2).reshape(size[0], -1),
-        columns.transpose(0, 2, 1).reshape(-1, size[1]),
-    )
-    return total * np.float32(voxel / pixel**2)
+        depth, across = ((y, x), (-x, y), (-y, -x), (x, -y))[self.turns]
+        thick, wide = np.array(thorax.spacing)[[1, 2] if self.turns % 2 == 0 else [2, 1]]
+        together = max(int(26 / thick), 1) if abs(np.rad2deg(rest)) < 8 else 1
+        self.starts = list(range(0, len(depth), together))
+        depth = np.array([depth[a : a + together].mean() for a in self.starts])
+        toward = depth if view.front else -depth
+        zoom = 1 / (1 + toward / view.distance)
+        rise = z - view.center[0] + np.tan(np.deg2rad(view.tilt)) * depth[:, None]
+        drift = np.cos(rest) * across - view.center[1] + np.sin(rest) * depth[:, None]
+        self.rows = _footprints(rise * zoom[:, None], thorax.spacing[0] * zoom, pixel, size[0])
+        self.columns = _footprints(
+            drift * zoom[:, None], wide * np.cos(rest) * zoom, pixel, size[1]
+        )
+        self.scale = np.float32(np.prod(thorax.spacing) / pixel**2)
+
+    def slabs(self, volume: NDArray[np.generic]) -> NDArray[np.generic]:
+        """Sums of neighbouring slices, which are magnified alike, (D Z n)."""
+        turned = volume.swapaxes(1, 2) if self.turns % 2 else volume
+        ends = [*self.starts[1:], turned.shape[1]]
+        pairs = zip(self.starts, ends, strict=True)
+        return np.stack([turned[:, a:b].sum(axis=1, dtype=volume.dtype) for a, b in pairs])
+
+    def cast(self, slabs: NDArray[np.generic]) -> Array:
+        """Line integrals (H W) of slabs."""
+        total = np.zeros((self.rows[0].shape[0], self.columns[0].shape[0]), dtype=np.float32)
+        for rows, columns, slab in zip(self.rows, self.columns, slabs, strict=True):
+            total += (columns @ (rows @ slab).T).T
+        return total * self.scale
 
 
-def _group(
-    volume: Array, depth: NDArray[np.float64], width: int
-) -> tuple[Array, NDArray[np.float64]]:
-    """Sum neighbouring slices along depth: they are magnified alike."""
-    starts = np.arange(0, len(depth), width)
-    counts = np.diff(np.append(starts, len(depth)))
-    return np.add.reduceat(volume, starts, axis=1), np.add.reduceat(depth, starts) / counts
-
-
-def _weights(
+def _footprints(
     center: NDArray[np.float64], width: NDArray[np.float64], pixel: float, count: int
-) -> Array:
-    """Share of every voxel's footprint that falls on every pixel, (D count n); a footprint's shares sum to 1.
+) -> list[csr_array]:
+    """Share of every voxel's footprint that falls on every pixel, one (count n) matrix a slab.
+
+    The shares of a footprint that lies on the detector sum to 1.
 
     Args:
         center: of the footprints, (D n), mm from the image's centre.
@@ -246,10 +245,19 @@ def _weights(
         pixel: mm between pixels.
         count: pixels across the image.
     """
-    edges = pixel * (np.arange(count + 1) - count / 2)
-    low = (center - width[:, None] / 2)[:, None]
-    reached = np.clip((edges[None, :, None] - low) / width[:, None, None], 0, 1)
-    return np.diff(reached, axis=1).astype(np.float32)
+    low = (center - width[:, None] / 2) / pixel + count / 2
+    extent = (width / pixel)[:, None]
+    first = np.floor(low).astype(np.int64)
+    reach = np.arange(int(np.ceil(extent.max())) + 1)
+    pixels = first[..., None] + reach
+    shares = np.minimum((low + extent)[..., None], pixels + 1) - np.maximum(low[..., None], pixels)
+    shares = np.maximum(shares, 0) / extent[..., None]
+    kept = (shares > 0) & (pixels >= 0) & (pixels < count)
+    voxels = np.broadcast_to(np.arange(center.shape[1])[:, None], pixels.shape[1:])
+    return [
+        csr_array((s[k].astype(np.float32), (p[k], voxels[k])), shape=(count, center.shape[1]))
+        for s, p, k in zip(shares, pixels, kept, strict=True)
+    ]
 
 
 def roll(image: Array, degrees: float) -> Array:
@@ -284,7 +292,7 @@ def expose(water: Array, pixel: float, exposure: Exposure, rng: np.random.Genera
     if not body.size:
         body = signal.ravel()
     low, middle, high = np.quantile(body, [0.04, e.middle, 0.97])
-    slope = 3.2 * e.contrast / max(high - low, 1e-3)
+    slope = 4.3 * e.contrast / max(high - low, 1e-3)
     shown = 1 / (1 + np.exp(-slope * (signal - middle)))
     shown = e.black + (1 - e.black) * shown
     return np.clip(2 * shown - 1, -1, 1).astype(np.float32)

@@ -8,7 +8,7 @@ from medgen.simulate.anatomy import Anatomy
 from medgen.simulate.chest import POWER, Cage, cage_of, superellipse
 from medgen.simulate.shapes import Array, Grid, capsules, cover, ellipsoid
 
-CORTEX, MARROW, DISC = 1150.0, 260.0, 70.0
+CORTEX, MARROW, DISC = 1450.0, 320.0, 40.0
 """HU of compact bone, spongy bone and discs."""
 
 
@@ -43,20 +43,20 @@ def _ribs(
     theta = np.arctan2(
         np.abs(side) / cage.half_width[near[0], 0, 0], back / cage.half_depth[near[0], 0, 0]
     )
-    fall = (1 - np.cos(theta)) / 2
+    fall = (1 - np.cos(theta)) / 2 + 0.14 * np.sin(theta)
     first, growth = 34.0, (anatomy.rib_slope - 34) / 6.0
     tilt = rng.normal(0, 0.05, 2)[(side > 0).astype(int)] + 1
     number = (high + 20 - first * fall * tilt) / (anatomy.pitch + growth * fall * tilt)
     rib = np.round(np.clip(number, 0, 11))
     drop = (number - rib) * (anatomy.pitch + growth * fall * tilt)
     slim = anatomy.rib_height * np.interp(rib, [0, 1, 6, 11], [1.15, 1.0, 1.0, 0.75])
-    radial = np.hypot(drop / slim * np.cos(0.55 * fall), (outside - 5.0) / 4.2)
+    radial = np.hypot(drop / slim * np.cos(0.55 * fall), (outside - 5.5) / 5.0)
     end = np.interp(rib, [0, 3, 6, 9, 10, 11], [2.45, 2.5, 2.3, 1.95, 1.5, 1.05])
     inside = cover(((radial - 1) * 4.5).astype(np.float32), max(min(grid.spacing) * 1.1, 2.0))
     inside *= np.clip((end - theta) / 0.06 + 0.5, 0, 1) * np.clip((theta - 0.1) / 0.05, 0, 1)
     rim = np.clip((radial - 0.35) / 0.5, 0, 1)
     share[box][near] = inside
-    extra[box][near] = inside * (MARROW + (CORTEX - MARROW) * rim) * 0.8
+    extra[box][near] = inside * (MARROW + (CORTEX - MARROW) * rim)
 
 
 def _spine(grid: Grid, anatomy: Anatomy, share: Array, extra: Array, wide: float) -> None:
@@ -76,11 +76,11 @@ def _spine(grid: Grid, anatomy: Anatomy, share: Array, extra: Array, wide: float
     disc = np.clip((np.abs(phase) - 0.43) / 0.03, 0, 1)
     core = cover(body.astype(np.float32), wide)
     rim = np.exp(-np.square(np.minimum(body + 1.5, 0) / 2.0))
-    value = (MARROW * 0.55 + 420 * plate + 330 * rim) * (1 - disc) + DISC * disc
+    value = (0.4 * MARROW + 380 * plate + 200 * rim) * (1 - disc) + DISC * disc
     high = phase * pitch
     arch = _arch(side, back, high, size, wide)
     share[box] = np.maximum(share[box], np.maximum(core * (1 - 0.7 * disc), arch))
-    extra[box] = np.maximum(extra[box], np.maximum(core * value, arch * 620))
+    extra[box] = np.maximum(extra[box], np.maximum(core * value, arch * 330))
 
 
 def profile_size(z: Array) -> Array:
@@ -113,7 +113,7 @@ def _girdle(
     swing = np.deg2rad(a.arm)
     for side in (-1, 1):
         joint = (a.shoulder + 34, 14.0, side * (a.half_width + a.muscle + 24))
-        inner = (34 + rng.normal(0, 3), -a.half_depth * 0.62, side * 20)
+        inner = (42 + rng.normal(0, 3), -a.half_depth * 0.62, side * 20)
         outer = (a.shoulder + 14, 8.0, side * (a.half_width + a.muscle + 8))
         s_curve = [
             _between(inner, outer, t, bow) for t, bow in ((0.0, 0), (0.3, -14), (0.65, 2), (1.0, 0))
@@ -123,7 +123,7 @@ def _girdle(
         neck = tuple(j + 0.12 * (e - j) for j, e in zip(joint, elbow, strict=True))
         _bone(grid, [joint, neck, elbow], [21, 13, 11], share, extra, wide)
         glenoid = (joint[0] + 4, 34.0, joint[2] - side * 30)
-        tip = (joint[0] + 118, a.half_depth + 4, side * (a.half_width - 2))
+        tip = (joint[0] + 118, a.half_depth + 4, side * (a.half_width - 12))
         medial = (joint[0] - 4, a.half_depth + 2, side * (0.62 * a.half_width))
         for line, radii in (
             ([glenoid, tip], [6.5, 4.0]),
@@ -138,7 +138,7 @@ def _girdle(
     box, distance = ellipsoid(grid, (105, -a.half_depth - 4, 0), (82, 6, 18))
     inside = cover(distance, wide)
     share[box] = np.maximum(share[box], inside)
-    extra[box] = np.maximum(extra[box], inside * 220)
+    extra[box] = np.maximum(extra[box], inside * 160)
 
 
 def _between(

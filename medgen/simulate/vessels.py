@@ -58,14 +58,14 @@ def grow(
         middle = heads + ways * reach[:, None] / 2
         bent = _unit(ways + 0.18 * rng.standard_normal(ways.shape))
         tips = middle + bent * reach[:, None] / 2
-        found += [(heads, middle, radii), (middle, tips, radii * 0.93)]
+        found += [(heads, middle, radii), (middle, tips, radii * 0.9)]
         aside = np.cross(bent, _unit(rng.standard_normal(bent.shape)))
         aside = _unit(aside) * rng.uniform(0.3, 0.75, len(bent))[:, None]
         share = rng.uniform(0.75, 1.15, (len(bent), 1))
         heads = np.concatenate([tips, tips])
         ways = _unit(np.concatenate([bent + aside * share, bent - aside / share]))
         ratio = np.concatenate([share[:, 0] ** -0.5, share[:, 0] ** 0.5])
-        radii = np.concatenate([radii, radii]) * 0.93 * MURRAY * ratio
+        radii = np.concatenate([radii, radii]) * 0.9 * MURRAY * ratio
     starts, ends, sizes = zip(*found, strict=True)
     return Tree(np.concatenate(starts), np.concatenate(ends), np.concatenate(sizes))
 
