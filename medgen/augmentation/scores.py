@@ -1,0 +1,99 @@
+"""How good a consumer is: AUROC, accuracy, Dice. Weights make a whole bootstrap one call."""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+Array = NDArray[np.float64]
+
+
+def auroc(scores: Array, truth: NDArray[np.int64], weights: Array | None = None) -> Array:
+    """Area under the ROC curve of one finding, one value a row of weights, (draws,).
+
+    The weighted share of (present, absent) pairs that the score orders rightly; ties count half.
+    NaN where a draw lacks either kind.
+
+    Args:
+        scores: (b,), higher is more likely present.
+        truth: (b,), 1 present, 0 absent, -1 unknown (left out).
+        weights: (draws, b); None is one row of ones.
+
+    Source: Hanley and McNeil, The meaning and use of the area under a ROC curve, 1982.
+    """
+    weights = np.ones((1, len(scores))) if weights is None else weights
+    known = np.flatnonzero(truth >= 0)
+    order = known[np.argsort(scores[known], kind="stable")]
+    ranked, present = scores[order], truth[order] == 1
+    positive = weights[:, order] * present
+    negative = weights[:, order] * ~present
+    below = np.concatenate([np.zeros((len(weights), 1)), np.cumsum(negative, axis=1)], axis=1)
+    first = np.searchsorted(ranked, ranked, side="left")
+    after = np.searchsorted(ranked, ranked, side="right")
+    ordered = (positive * (below[:, first] + below[:, after]) / 2).sum(axis=1)
+    pairs = positive.sum(axis=1) * negative.sum(axis=1)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.where(pairs > 0, ordered / pairs, np.nan)
+
+
+def macro_auroc(scores: Array, truth: NDArray[np.int64], weights: Array | None = None) -> Array:
+    """Mean over findings of the area under the ROC curve, (draws,); undefined findings left out.
+
+    Args:
+        scores: (b, k).
+        truth: (b, k), 1 present, 0 absent, -1 unknown.
+        weights: (draws, b); None is one row of ones.
+    """
+    columns = [auroc(scores[:, k], truth[:, k], weights) for k in range(truth.shape[1])]
+    return nan_mean(np.stack(columns), axis=0)
+
+
+def accuracy(scores: Array, truth: NDArray[np.int64]) -> float:
+    """Share of studies of known class whose highest score is their class (exclusive findings)."""
+    known = (truth >= 0).all(axis=1)
+    return float(np.mean(scores[known].argmax(axis=1) == truth[known].argmax(axis=1)))
+
+
+def dice(predicted: Tensor, truth: Tensor, classes: int) -> Array:
+    """Dice of every study and foreground class, (b, classes - 1).
+
+    NaN where a class is absent from the truth: an empty mask says nothing about overlap.
+
+    Args:
+        predicted: integer classes, (b *s).
+        truth: integer classes, (b *s).
+        classes: how many, background included.
+    """
+    columns: list[Tensor] = []
+    for index in range(1, classes):
+        a = (predicted == index).flatten(1).double()
+        b = (truth == index).flatten(1).double()
+        overlap = 2 * (a * b).sum(1) / (a.sum(1) + b.sum(1)).clamp(min=1)
+        columns.append(torch.where(b.sum(1) > 0, overlap, torch.nan))
+    return torch.stack(columns, dim=1).numpy()
+
+
+def mean_dice(scores: Array, weights: Array | None = None) -> Array:
+    """Mean over classes of the weighted mean Dice over studies, (draws,).
+
+    Args:
+        scores: Dice of every study and class, (b, k); NaN is left out.
+        weights: (draws, b); None is one row of ones.
+    """
+    weights = np.ones((1, len(scores))) if weights is None else weights
+    known = np.isfinite(scores)
+    total = weights @ known
+    with np.errstate(invalid="ignore", divide="ignore"):
+        means = np.where(total > 0, weights @ np.where(known, scores, 0) / total, np.nan)
+    return nan_mean(means, axis=1)
+
+
+def nan_mean(values: Array, axis: int) -> Array:
+    """Mean without NaN; NaN, and no warning, where nothing else stands."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        return np.nanmean(values, axis=axis)

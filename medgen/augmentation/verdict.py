@@ -1,0 +1,133 @@
+"""From the arms' scores to paired differences, intervals and verdicts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from medgen.augmentation.intervals import Difference, holm, paired_difference, patient_weights
+from medgen.augmentation.tasks import Task
+from medgen.rng import derive
+from medgen.types import Estimate, Study
+
+REAL, DUPLICATES, MIXED, SYNTHETIC = "real", "real x k", "real + synthetic", "synthetic only"
+LEVEL = 0.05
+DRAWS = 2000
+METHOD = "paired: bootstrap over test patients, Student t over repeats, {draws} draws"
+
+Array = NDArray[np.float64]
+
+
+def compare(
+    task: Task,
+    truth: Tensor,
+    studies: Sequence[Study],
+    results: Sequence[Mapping[str, Any]],
+    *,
+    seed: int,
+    warning: Mapping[float, str],
+) -> list[dict[str, Any]]:
+    """Paired differences of arms, each with interval, p-value and verdict.
+
+    At every fraction and ratio the mixed arm is held against the duplicates (the primary
+    comparison) and against real alone, and synthetic alone against real alone. A verdict other than
+    "no evidence" needs a p-value below 0.05 after Holm's adjustment over the ratios of a fraction.
+
+    Args:
+        task: gives the metric.
+        truth: targets of the test studies.
+        studies: the test studies.
+        results: one a training run, with "scores" on the test studies.
+        seed: of the experiment.
+        warning: by fraction, what a reader must know.
+    """
+    patients = [study.patient for study in studies]
+    weights = patient_weights(patients, DRAWS, seed=derive(seed, "test patients"))
+    table = _Table(task, truth, results, weights)
+    comparisons: list[dict[str, Any]] = []
+    for fraction in dict.fromkeys(result["fraction"] for result in results):
+        ratios = sorted({r["ratio"] for r in results if r["fraction"] == fraction} - {0.0})
+        for arm, versus, tried in [
+            (MIXED, DUPLICATES, ratios),
+            (MIXED, REAL, ratios),
+            (SYNTHETIC, REAL, ratios[-1:]),
+        ]:
+            family = [table.difference(fraction, arm, versus, ratio, seed) for ratio in tried]
+            adjusted = holm([difference.p for difference in family])
+            for ratio, difference, p in zip(tried, family, adjusted, strict=True):
+                estimate = Estimate(
+                    value=difference.value,
+                    low=difference.low,
+                    high=difference.high,
+                    n=len(set(patients)),
+                    higher_is_better=True,
+                    unit=task.metric,
+                    method=METHOD.format(draws=DRAWS),
+                    warning=warning.get(fraction, ""),
+                )
+                comparisons.append(
+                    {
+                        "fraction": fraction,
+                        "arm": arm,
+                        "versus": versus,
+                        "ratio": ratio,
+                        "primary": versus == DUPLICATES,
+                        "estimate": asdict(estimate),
+                        "p": difference.p,
+                        "p_holm": p,
+                        "verdict": judge(difference, p),
+                    }
+                )
+    return comparisons
+
+
+def judge(difference: Difference, p: float) -> str:
+    """What a paired difference says: "helps", "hurts" or "no evidence"."""
+    if p >= LEVEL or difference.low <= 0 <= difference.high:
+        return "no evidence"
+    return "helps" if difference.value > 0 else "hurts"
+
+
+def verdicts(comparisons: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """One verdict a fraction: "helps" if any ratio does, else "hurts" if any does."""
+    found: dict[str, set[str]] = {}
+    for comparison in comparisons:
+        if comparison["primary"]:
+            found.setdefault(f"{comparison['fraction']:g}", set()).add(comparison["verdict"])
+    order = ("helps", "hurts", "no evidence")
+    return {key: next(word for word in order if word in words) for key, words in found.items()}
+
+
+class _Table:
+    """Values of every arm, on the test set and under every draw, worked out once."""
+
+    def __init__(
+        self, task: Task, truth: Tensor, results: Sequence[Mapping[str, Any]], weights: Array
+    ) -> None:
+        self.value: dict[tuple[float, str, float, int], float] = {}
+        self.draws: dict[tuple[float, str, float, int], Array] = {}
+        for result in results:
+            key = (result["fraction"], result["arm"], result["ratio"], result["repeat"])
+            scores = np.array(result["scores"], dtype=np.float64)
+            self.value[key] = float(task.value(scores, truth)[0])
+            self.draws[key] = task.value(scores, truth, weights)
+        self.repeats = 1 + max(result["repeat"] for result in results)
+
+    def difference(
+        self, fraction: float, arm: str, versus: str, ratio: float, seed: int
+    ) -> Difference:
+        """The paired difference of two arms; the real arm has no ratio."""
+        mine = [(fraction, arm, ratio, r) for r in range(self.repeats)]
+        other = 0.0 if versus == REAL else ratio
+        theirs = [(fraction, versus, other, r) for r in range(self.repeats)]
+        pairs = list(zip(mine, theirs, strict=True))
+        return paired_difference(
+            np.array([self.value[a] - self.value[b] for a, b in pairs]),
+            np.stack([self.draws[a] - self.draws[b] for a, b in pairs]),
+            seed=derive(seed, "repeats", fraction, arm, versus, ratio),
+        )
