@@ -50,7 +50,8 @@ def perceptual_bits(thumbnails: NDArray[np.float32]) -> NDArray[np.float32]:
     """
     from scipy.fft import dctn
 
-    low = dctn(thumbnails, axes=(1, 2), norm="ortho")[:, :8, :8].reshape(len(thumbnails), 64)
+    coefficients = np.asarray(dctn(thumbnails, axes=(1, 2), norm="ortho"))
+    low = coefficients[:, :8, :8].reshape(len(thumbnails), 64)
     low[:, 0] = 0
     middle = np.median(low[:, 1:], axis=1, keepdims=True)
     return np.where(low > middle, 1, -1).astype(np.float32)

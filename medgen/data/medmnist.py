@@ -146,10 +146,11 @@ def _load(path: Path) -> tuple[list[NDArray[Any]], list[NDArray[Any]]]:
     for part, image, label in zip(PARTS, images, labels, strict=True):
         shapes = (image.shape[1:], label.shape[1:]) == (images[0].shape[1:], labels[0].shape[1:])
         integers = image.dtype == np.uint8 and label.dtype.kind in "iu" and label.ndim == 2
+        integers = integers and label.size > 0 and label.min() >= 0
         if not shapes or not integers or len(image) != len(label) or image.ndim not in (3, 4, 5):
             raise DataError(
-                f"{path}: expected uint8 {part}_images (n, height, width[, depth][, 3]) and integer "
-                f"{part}_labels (n, k) of like shapes, got {image.dtype} {image.shape} and "
+                f"{path}: expected uint8 {part}_images (n, height, width[, depth][, 3]) and labels "
+                f"(n, k) from 0 of like shapes, got {image.dtype} {image.shape} and "
                 f"{label.dtype} {label.shape}."
             )
     return images, labels

@@ -189,8 +189,8 @@ def mix(real: Dataset, synthetic: Dataset, *, ratio: float, seed: int) -> Mixed:
     wanted = round(ratio * len(real))
     if wanted > len(synthetic):
         raise DataError(
-            f"a ratio of {ratio:g} for {len(real)} real studies needs {wanted} synthetic ones, and "
-            f"there are {len(synthetic)}: sample {wanted - len(synthetic)} more, or lower the ratio."
+            f"a ratio of {ratio:g} for {len(real)} real studies needs {wanted} synthetic ones; "
+            f"there are {len(synthetic)}: sample {wanted - len(synthetic)} more, or lower it."
         )
     keys = Rng([derive(seed, "mix")]).uniform((len(synthetic),))[0]
     drawn = keys.argsort(stable=True)[:wanted].tolist()

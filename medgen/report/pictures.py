@@ -1,0 +1,137 @@
+"""Contact sheets: many images on one dark page, with captions and outlines of masks."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from medgen.data.files import write_bytes
+
+PAPER = (16, 18, 22)
+INK = (206, 211, 219)
+PADDING = 6
+FONT_SIZE = 13
+LINE = FONT_SIZE + 6
+CELL = 160
+"""Side that small images are enlarged to, about, in pixels of the sheet."""
+
+OUTLINES = (
+    (72, 187, 255),
+    (255, 120, 90),
+    (120, 220, 130),
+    (250, 205, 80),
+    (200, 140, 255),
+    (255, 140, 200),
+)
+"""Colours of the classes of a mask, from class 1 on; they repeat."""
+
+
+def contact_sheet(
+    images: Tensor,
+    *,
+    captions: Sequence[str] | None = None,
+    columns: int | None = None,
+    masks: Tensor | None = None,
+    scale: int | None = None,
+    path: Path | str | None = None,
+) -> Image.Image:
+    """A sheet of images, row by row.
+
+    Args:
+        images: (b c h w) in [-1, 1]; 3 channels are colour, other channels stand side by side.
+        captions: one an image, under it; cut to its width.
+        columns: images a row; None makes the sheet a little wider than high.
+        masks: (b h w) integer classes, outlined in one colour a class.
+        scale: pixels of the sheet a pixel of an image; None enlarges small images.
+        path: where to write it as PNG, if anywhere.
+
+    Raises:
+        ValueError: no images, or another shape or number of masks or captions.
+        OutputError: the file cannot be written.
+    """
+    if images.ndim != 4 or not len(images):
+        raise ValueError(f"expected images (b c h w), at least one, got {tuple(images.shape)}")
+    count, _, height, width = images.shape
+    if masks is not None and tuple(masks.shape) != (count, height, width):
+        raise ValueError(f"expected masks {(count, height, width)}, got {tuple(masks.shape)}")
+    if captions is not None and len(captions) != count:
+        raise ValueError(f"expected {count} captions, got {len(captions)}")
+    scale = scale or max(1, round(CELL / max(height, width)))
+    cells = [
+        _cell(images[i], None if masks is None else masks[i], scale).convert("RGB")
+        for i in range(count)
+    ]
+    step_x = cells[0].width + PADDING
+    step_y = cells[0].height + PADDING + (LINE if captions is not None else 0)
+    if columns is None:
+        widest = max(1, math.ceil(math.sqrt(1.4 * count * step_y / step_x)))
+        columns = math.ceil(count / math.ceil(count / widest))
+    columns = min(count, columns)
+    rows = math.ceil(count / columns)
+    sheet = Image.new("RGB", (columns * step_x + PADDING, rows * step_y + PADDING), PAPER)
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(FONT_SIZE)
+    for i, cell in enumerate(cells):
+        left, top = PADDING + i % columns * step_x, PADDING + i // columns * step_y
+        sheet.paste(cell, (left, top))
+        if captions is not None:
+            text = _cut(captions[i], font, cell.width)
+            draw.text((left, top + cell.height + 3), text, INK, font)
+    if path is not None:
+        save_png(sheet, path)
+    return sheet
+
+
+def save_png(sheet: Image.Image, path: Path | str) -> None:
+    """Write a picture at once or not at all.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
+    buffer = io.BytesIO()
+    sheet.save(buffer, "PNG", optimize=True)
+    write_bytes(path, buffer.getvalue())
+
+
+def _cell(image: Tensor, mask: Tensor | None, scale: int) -> Image.Image:
+    """One image (c h w), enlarged, with the outlines of its mask (h w)."""
+    values = image.detach().float().cpu().nan_to_num(-1).clamp(-1, 1).numpy()
+    pixels = np.rint((values + 1) * 127.5).astype(np.uint8)
+    coloured = len(pixels) == 3
+    panels = [pixels.transpose(1, 2, 0)] if coloured else list(pixels)
+    outline = None if mask is None else np.repeat(np.repeat(mask.cpu().numpy(), scale, 0), scale, 1)
+    drawn = []
+    for panel in panels:
+        picture = Image.fromarray(np.ascontiguousarray(panel))
+        size = (picture.width * scale, picture.height * scale)
+        large = np.array(picture.resize(size, Image.Resampling.BICUBIC).convert("RGB"))
+        drawn.append(large if outline is None else _outlined(large, outline))
+    return Image.fromarray(np.concatenate(drawn, axis=1))
+
+
+def _outlined(picture: NDArray[np.uint8], mask: NDArray[Any]) -> NDArray[np.uint8]:
+    """A picture (h w 3) with the inner edge of every class but the background in its colour."""
+    padded = np.pad(mask, 1, mode="edge")
+    neighbours = (padded[:-2, 1:-1], padded[2:, 1:-1], padded[1:-1, :-2], padded[1:-1, 2:])
+    edge = np.any([other != mask for other in neighbours], axis=0) & (mask > 0)
+    picture = picture.copy()
+    for value in np.unique(mask[edge]):
+        picture[edge & (mask == value)] = OUTLINES[(int(value) - 1) % len(OUTLINES)]
+    return picture
+
+
+def _cut(text: str, font: Any, width: int) -> str:
+    """The text on one line, cut with an ellipsis to fit a width in pixels."""
+    line = " ".join(text.split())
+    if font.getlength(line) <= width:
+        return line
+    while line and font.getlength(line + "...") > width:
+        line = line[:-1]
+    return line + "..."

@@ -1,0 +1,89 @@
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from medgen.errors import OutputError
+from medgen.report.pictures import OUTLINES, PADDING, PAPER, contact_sheet
+
+
+def test_the_sheet_shows_every_image_in_its_place():
+    levels = torch.tensor([-1.0, 0.0, 1.0, -1.0, 1.0])
+    images = levels.view(5, 1, 1, 1).expand(5, 1, 20, 10)
+    sheet = np.asarray(contact_sheet(images, columns=3, scale=2))
+    assert sheet.shape == (2 * (40 + PADDING) + PADDING, 3 * (20 + PADDING) + PADDING, 3)
+    shown = [
+        int(sheet[PADDING + 20 + i // 3 * (40 + PADDING), PADDING + 10 + i % 3 * (20 + PADDING), 0])
+        for i in range(5)
+    ]
+    assert shown == [0, 128, 255, 0, 255]
+    assert tuple(sheet[0, 0]) == PAPER
+    assert tuple(sheet[-10, -10]) == PAPER
+
+
+def test_colour_stays_and_other_channels_stand_side_by_side():
+    red = torch.tensor([1.0, -1.0, -1.0]).view(1, 3, 1, 1).expand(1, 3, 8, 8)
+    assert contact_sheet(red, scale=1).getpixel((PADDING + 4, PADDING + 4)) == (255, 0, 0)
+    two = torch.tensor([1.0, -1.0]).view(1, 2, 1, 1).expand(1, 2, 8, 8)
+    sheet = contact_sheet(two, scale=1)
+    assert sheet.getpixel((PADDING + 4, PADDING + 4)) == (255, 255, 255)
+    assert sheet.getpixel((PADDING + 12, PADDING + 4)) == (0, 0, 0)
+
+
+def test_masks_are_outlined_inside_their_edge_only():
+    mask = torch.zeros(1, 12, 12, dtype=torch.int64)
+    mask[:, 2:10, 2:6] = 1
+    mask[:, 2:10, 6:10] = 2
+    sheet = contact_sheet(torch.zeros(1, 1, 12, 12), masks=mask, scale=1)
+
+    def at(row, column):
+        return sheet.getpixel((PADDING + column, PADDING + row))
+
+    assert at(2, 3) == at(5, 2) == OUTLINES[0]
+    assert at(9, 8) == at(5, 9) == OUTLINES[1]
+    assert at(4, 3) == at(1, 3) == at(0, 0) == (128, 128, 128)
+
+
+def test_captions_add_ink_and_long_ones_are_cut():
+    images = torch.zeros(2, 1, 40, 40)
+    plain, short = contact_sheet(images), contact_sheet(images, captions=["a", "b"])
+    assert short.height > plain.height
+    long = contact_sheet(images, captions=["pneumothorax " * 30, "zwei\nZeilen \u00e4"])
+    assert long.size == short.size
+    ink = np.asarray(long)[-PADDING - 15 : -PADDING, PADDING:-PADDING].max(-1)
+    assert (ink > 150).any()
+    gap = np.asarray(long)[:, 160 + PADDING : 160 + 2 * PADDING].max(-1)
+    assert (gap < 60).all()
+
+
+def test_small_images_are_enlarged_and_rows_are_even():
+    assert contact_sheet(torch.zeros(1, 1, 32, 32)).width == 160 + 2 * PADDING
+    sheet = contact_sheet(torch.ones(24, 1, 64, 64))
+    assert sheet.size == (6 * (128 + PADDING) + PADDING, 4 * (128 + PADDING) + PADDING)
+
+
+def test_values_that_are_not_numbers_do_not_break_it():
+    images = torch.full((1, 1, 8, 8), float("nan"))
+    images[..., 0] = float("inf")
+    assert contact_sheet(images, scale=1).getpixel((PADDING + 4, PADDING + 4)) == (0, 0, 0)
+
+
+def test_it_is_written_at_once(tmp_path):
+    sheet = contact_sheet(torch.zeros(1, 1, 8, 8), path=tmp_path / "sheet.png")
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "sheet.png")), np.asarray(sheet))
+    with pytest.raises(OutputError, match="cannot write"):
+        contact_sheet(torch.zeros(1, 1, 8, 8), path=tmp_path / "none" / "sheet.png")
+
+
+@pytest.mark.parametrize(
+    ("images", "settings"),
+    [
+        (torch.zeros(0, 1, 8, 8), {}),
+        (torch.zeros(1, 8, 8), {}),
+        (torch.zeros(1, 1, 8, 8), {"captions": ["a", "b"]}),
+        (torch.zeros(1, 1, 8, 8), {"masks": torch.zeros(1, 4, 4)}),
+    ],
+)
+def test_other_shapes_are_refused(images, settings):
+    with pytest.raises(ValueError, match="expected"):
+        contact_sheet(images, **settings)
