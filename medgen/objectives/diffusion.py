@@ -34,9 +34,9 @@ class Diffusion:
     error of the output is multiplied by min(snr, gamma) for the data, min(snr, gamma) / snr for the
     noise, min(snr, gamma) / (snr + 1) for the velocity.
 
-    A noise prediction on the cosine schedule needs `clip`: near pure noise, alpha is so small that
-    the data estimate, (z - sigma noise) / alpha, magnifies every error of the network, and samples
-    come out with many times the right contrast.
+    A noise prediction on the cosine schedule needs `clip`, best at the range of the latents. Near
+    pure noise alpha is so small that the data estimate, (z - sigma noise) / alpha, magnifies every
+    error of the network, and samples come out with too much contrast.
 
     Args:
         schedule: "cosine", "scaled_linear" (that of Stable Diffusion) or "edm".
