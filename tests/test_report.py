@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from medgen.augmentation.verdict import DUPLICATES, MIXED, REAL, SYNTHETIC
 from medgen.errors import DataError, OutputError
 from medgen.report.gallery import Gallery
 from medgen.report.html import write_report
@@ -76,8 +77,8 @@ def estimate(value, low=None, high=None, n=100, **rest):
 def comparison(fraction, value, low, high, verdict, **rest):
     return {
         "fraction": fraction,
-        "arm": "mixed",
-        "versus": "duplicates",
+        "arm": MIXED,
+        "versus": DUPLICATES,
         "ratio": 1.0,
         "estimate": estimate(value, low, high, 624, method="paired bootstrap"),
         "verdict": verdict,
@@ -99,7 +100,7 @@ def prove(comparisons):
             "synthetic": 60,
         }
         for fraction in (0.02, 1.0)
-        for arm in ("real", "duplicates", "mixed", "synthetic")
+        for arm in (REAL, DUPLICATES, MIXED, SYNTHETIC)
         for repeat in range(3)
     ]
     return {
@@ -129,7 +130,15 @@ def full_run(tmp_path: Path) -> Path:
         manifest.append(json.dumps(line))
     (tmp_path / "synthetic" / "manifest.jsonl").write_text("\n".join(manifest))
     Image.fromarray(picture).save(tmp_path / "samples" / "000100.png")
-    log = [{"images": 64 * i, "loss": 1 / (1 + i), "validation_loss": 0.5} for i in range(1, 9)]
+    log = [
+        {
+            "images": 64 * i,
+            "loss": 1 / (1 + i),
+            "validation_loss": 0.5,
+            "validation_loss_by_t": [0.1, None],
+        }
+        for i in range(1, 9)
+    ]
     (tmp_path / "log.jsonl").write_text("\n".join(json.dumps(line) for line in log))
     (tmp_path / "recipe.yaml").write_text(f"name: {HOSTILE}\n")
     floor = estimate(0.0001, -0.0004, 0.0005, 50)
@@ -195,7 +204,7 @@ def test_every_section_stands_and_the_page_is_well_formed(full_run):
         "limits",
     ]
     assert "Not measured" not in page.text
-    assert sum(tag == "svg" and a.get("class") == "chart" for tag, a in page.tags) == 3
+    assert sum(tag == "svg" and a.get("class") == "chart" for tag, a in page.tags) == 4
     anchors = {a["href"][1:] for tag, a in page.tags if tag == "a"}
     assert anchors <= set(sections)
     identifiers = [a["id"] for _, a in page.tags if "id" in a]
@@ -316,7 +325,7 @@ def test_digits_follow_the_interval(values, value, interval):
         (0.5, 0.6, True, "better than real"),
         (0.5, 0.6, False, "worse than real"),
         (0.5, 0.6, None, "differs from real"),
-        (0.1, 0.6, True, "no difference from real seen"),
+        (0.1, 0.6, True, "no difference seen"),
         (0.0, 0.05, True, "worse than real"),
         (math.nan, 0.6, True, "not decided: an interval is missing"),
     ],
@@ -329,7 +338,7 @@ def test_the_reading_follows_the_intervals(low, high, better, words):
 
 def test_arm_intervals_are_students():
     rows = [
-        {"fraction": 1.0, "arm": "mixed", "ratio": 2.0, "value": value} for value in (1.0, 2.0, 3.0)
+        {"fraction": 1.0, "arm": MIXED, "ratio": 2.0, "value": value} for value in (1.0, 2.0, 3.0)
     ]
     (point,) = arm_points(rows)
     assert point.mean == pytest.approx(2.0)
@@ -415,5 +424,5 @@ def test_several_ratios_are_all_shown(tmp_path):
 def test_comparisons_are_read_as_written(full_run):
     first = read_run(full_run).proof.comparisons[0]
     assert isinstance(first, Comparison)
-    assert (first.arm, first.versus, first.ratio) == ("mixed", "duplicates", 1.0)
+    assert (first.arm, first.versus, first.ratio) == (MIXED, DUPLICATES, 1.0)
     assert first.estimate.n == 624

@@ -13,6 +13,7 @@ from typing import Any
 
 from markupsafe import Markup
 
+from medgen.augmentation.verdict import DUPLICATES, REAL
 from medgen.errors import OutputError
 from medgen.report import gallery as pictures
 from medgen.report import plots, provenance, wording
@@ -127,6 +128,7 @@ def _context(results: RunResults, gallery: Gallery | None) -> dict[str, Any]:
         "pairs": pictures.suspicious(results, gallery),
         "pairs_total": len(results.pairs),
         "training": plots.training_chart(results.log),
+        "times": plots.time_chart(results.log),
         "previews": pictures.previews(results),
         "asked": provenance.asked(results),
         "recipe": results.recipe,
@@ -162,7 +164,7 @@ def _benefit(proof: Proof) -> dict[str, Any]:
         "cards": [_card(fraction, group, proof, points) for fraction, group in groups.items()],
         "score": wording.score_words(proof.metric),
         "task": proof.task,
-        "control": any(comparison.versus == wording.CONTROL for comparison in deciding),
+        "control": any(comparison.versus == DUPLICATES for comparison in deciding),
         "several": any(len(group) > 1 for group in groups.values()),
         "arms_chart": plots.arms_chart(proof) if points else None,
         "difference_chart": plots.difference_chart(proof, deciding) if deciding else None,
@@ -171,19 +173,19 @@ def _benefit(proof: Proof) -> dict[str, Any]:
             {
                 "share": wording.fraction_words(c.fraction),
                 "arm": wording.arm_words(c.arm, c.ratio),
-                "versus": wording.arm_words(c.versus),
+                "versus": wording.arm_words(c.versus, c.ratio),
                 "value": wording.value_text(c.estimate, signed=True),
                 "interval": wording.interval_text(c.estimate, signed=True),
                 "n": c.estimate.n,
+                "p": "< 0.001" if c.p < 0.001 else wording.number(c.p, 3),
                 "tone": TONES.get(c.verdict, TONES["no evidence"])[0],
                 "verdict": c.verdict,
             }
             for c in proof.comparisons
         ],
         "method": next((c.estimate.method for c in proof.comparisons if c.estimate.method), ""),
-        "warnings": list(
-            dict.fromkeys(c.estimate.warning for c in proof.comparisons if c.estimate.warning)
-        ),
+        "warnings": proof.warnings,
+        "tested": any(math.isfinite(c.p) for c in proof.comparisons),
         "test": provenance.studies(proof.test),
         "saw": provenance.studies(proof.generator_saw),
         "settings": [
@@ -200,7 +202,7 @@ def _card(
     points: Sequence[plots.ArmPoint],
 ) -> dict[str, Any]:
     tone, sign, words = TONES[wording.overall(group)]
-    counts = {point.real for point in points if point.fraction == fraction and point.arm == "real"}
+    counts = {point.real for point in points if point.fraction == fraction and point.arm == REAL}
     real = counts.pop() if len(counts) == 1 else None
     share = wording.fraction_words(fraction)
     return {
@@ -210,6 +212,7 @@ def _card(
         "sign": sign,
         "words": words,
         "sentences": [wording.verdict_sentence(comparison, proof) for comparison in group],
+        "warnings": list(dict.fromkeys(c.estimate.warning for c in group if c.estimate.warning)),
     }
 
 

@@ -1,40 +1,26 @@
-"""The charts of a report: vector pictures by matplotlib that take their colours from the page.
-
-Text stays text and every colour is a variable of the page's style sheet, so that one picture is
-readable on a light and on a dark page and in print. The same data give the same bytes.
-"""
+"""The charts of a report: arms, paired differences and training."""
 
 from __future__ import annotations
 
-import html
-import io
 import math
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from markupsafe import Markup
 
+from medgen.augmentation.verdict import DUPLICATES, MIXED, REAL, SYNTHETIC
 from medgen.report.results import Comparison, Proof
+from medgen.report.svg import COLOURS, HEIGHT, render
 from medgen.report.wording import arm_words, score_words
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-WIDTH, HEIGHT = 4.7, 3.2
-"""Inches of a chart; narrow, so that its text is readable on a phone."""
-
-ROLES = ("ink", "muted", "grid", "paper", "real", "duplicates", "mixed", "synthetic", "other")
 VERDICTS = {"helps": "helps", "hurts": "hurts", "no evidence": "unclear"}
-COLOURS = {
-    role: f"#{index:02x}fe{index:02x}"
-    for index, role in enumerate((*ROLES, *VERDICTS.values()), start=1)
-}
-"""Stand-ins that the page's variables replace; no other colour has these values."""
-
-MARKERS = {"real": "o", "duplicates": "s", "mixed": "D", "synthetic": "^"}
+ARM_ROLES = {REAL: "real", DUPLICATES: "duplicates", MIXED: "mixed", SYNTHETIC: "synthetic"}
+MARKERS = {REAL: "o", DUPLICATES: "s", MIXED: "D", SYNTHETIC: "^"}
 CURVE_POINTS = 240
 
 
@@ -79,7 +65,7 @@ def arm_points(rows: Sequence[Mapping[str, Any]]) -> list[ArmPoint]:
     """
     groups: dict[tuple[float, str, float], list[Mapping[str, Any]]] = {}
     for row in rows:
-        ratio = float(row["ratio"]) if row["arm"] == "mixed" else math.nan
+        ratio = row["ratio"] if row["arm"] in (DUPLICATES, MIXED) else math.nan
         key = (row["fraction"], row["arm"], ratio if math.isfinite(ratio) else -1.0)
         groups.setdefault(key, []).append(row)
     order = {arm: position for position, arm in enumerate(MARKERS)}
@@ -126,7 +112,8 @@ def arms_chart(proof: Proof) -> Markup:
         for position, label in enumerate(labels):
             chosen = [point for point in points if point.label == label]
             offset = (position - (len(labels) - 1) / 2) * min(0.14, 0.7 / len(labels))
-            _draw_arm(axes, chosen, fractions, offset)
+            rank = [p.label for p in points if p.arm == chosen[0].arm].index(label)
+            _draw_arm(axes, chosen, fractions, offset, alpha=0.65 ** min(rank, 3))
         axes.set_xticks(range(len(fractions)), [f"{share * 100:g} %" for share in fractions])
         axes.set_xlim(-0.5, len(fractions) - 0.5)
         axes.set_xlabel("share of the real training patients used")
@@ -135,24 +122,30 @@ def arms_chart(proof: Proof) -> Markup:
             loc="lower left", bbox_to_anchor=(0, 1.0), ncols=2, frameon=False, borderaxespad=0.2
         )
 
-    return _render("arms", draw, f"{score_words(proof.metric)} of every arm by amount of real data")
+    return render("arms", draw, f"{score_words(proof.metric)} of every arm by amount of real data")
 
 
 def _draw_arm(
-    axes: Axes, points: Sequence[ArmPoint], fractions: Sequence[float], offset: float
+    axes: Axes,
+    points: Sequence[ArmPoint],
+    fractions: Sequence[float],
+    offset: float,
+    *,
+    alpha: float,
 ) -> None:
-    colour = COLOURS.get(points[0].arm, COLOURS["other"])
+    """One arm at every fraction; ratios of one arm share its colour, the larger the fainter."""
+    colour = COLOURS[ARM_ROLES.get(points[0].arm, "other")]
     x = np.array([fractions.index(point.fraction) + offset for point in points])
     mean = np.array([point.mean for point in points])
     reach = np.nan_to_num(np.array([[p.mean - p.low, p.high - p.mean] for p in points]).T)
-    axes.plot(x, mean, color=colour, linewidth=1, alpha=0.35, zorder=1)
+    axes.plot(x, mean, color=colour, linewidth=1, alpha=0.35 * alpha, zorder=1)
     for place, point in zip(x, points, strict=True):
         axes.scatter(
             np.full(len(point.values), place + 0.045),
             point.values,
             s=9,
             color=colour,
-            alpha=0.4,
+            alpha=0.4 * alpha,
             linewidths=0,
             zorder=2,
         )
@@ -168,6 +161,7 @@ def _draw_arm(
         elinewidth=1.8,
         capsize=0,
         label=points[0].label,
+        alpha=alpha,
         zorder=3,
     )
 
@@ -180,7 +174,7 @@ def difference_chart(proof: Proof, comparisons: Sequence[Comparison]) -> Markup:
 
     def name(comparison: Comparison) -> str:
         share = f"{comparison.fraction * 100:g} %"
-        return f"{share}, {comparison.ratio:g} : 1" if many else share
+        return f"{share}, 1 : {comparison.ratio:g}" if many else share
 
     def draw(axes: Axes) -> None:
         for row, comparison in enumerate(comparisons):
@@ -196,7 +190,7 @@ def difference_chart(proof: Proof, comparisons: Sequence[Comparison]) -> Markup:
         axes.set_xlabel(f"paired difference in {score_words(proof.metric)}  ({good})")
 
     height = max(HEIGHT, 0.95 + 0.42 * len(comparisons))
-    return _render("differences", draw, "Paired differences with 95 % intervals", height=height)
+    return render("differences", draw, "Paired differences with 95 % intervals", height=height)
 
 
 def _draw_difference(axes: Axes, row: int, comparison: Comparison) -> None:
@@ -252,6 +246,8 @@ def curves(log: Sequence[Mapping[str, Any]]) -> dict[str, tuple[np.ndarray, np.n
 
 def training_chart(log: Sequence[Mapping[str, Any]]) -> Markup | None:
     """Training and validation loss by images seen; None where the log holds none."""
+    from matplotlib.ticker import MaxNLocator
+
     lines = {name: curve for name, curve in curves(log).items() if len(curve[0]) > 1}
     if not lines:
         return None
@@ -276,13 +272,32 @@ def training_chart(log: Sequence[Mapping[str, Any]]) -> Markup | None:
         if every.min() > 0 and every.max() / every.min() > 8:
             axes.set_yscale("log")
         axes.set_xlabel("images seen")
+        axes.xaxis.set_major_locator(MaxNLocator(5))
         axes.xaxis.set_major_formatter(lambda value, _: _short(value))
         axes.set_ylabel("loss")
         axes.legend(
             loc="lower left", bbox_to_anchor=(0, 1.0), ncols=3, frameon=False, borderaxespad=0.2
         )
 
-    return _render("training", draw, "Training and validation loss by images seen")
+    return render("training", draw, "Training and validation loss by images seen")
+
+
+def time_chart(log: Sequence[Mapping[str, Any]]) -> Markup | None:
+    """The last validation loss by time, from noise to data; None where the log holds none."""
+    found = [line["validation_loss_by_t"] for line in log if line.get("validation_loss_by_t")]
+    if not found:
+        return None
+    width = 1 / len(found[-1])
+    parts = [(width * (i + 0.5), v) for i, v in enumerate(found[-1]) if v is not None]
+
+    def draw(axes: Axes) -> None:
+        times, losses = [t for t, _ in parts], [loss for _, loss in parts]
+        axes.bar(times, losses, width=0.86 * width, color=COLOURS["mixed"], alpha=0.8)
+        axes.set_xlim(0, 1)
+        axes.set_xlabel("t: noise at 0, data at 1")
+        axes.set_ylabel("last validation loss")
+
+    return render("times", draw, "Last validation loss by time") if parts else None
 
 
 def _thin(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -300,73 +315,3 @@ def _short(value: float) -> str:
         if abs(value) >= size:
             return f"{value / size:g}{letter}"
     return f"{value:g}"
-
-
-def _render(
-    name: str, draw: Callable[[Axes], None], title: str, *, height: float = HEIGHT
-) -> Markup:
-    import matplotlib as mpl
-    from matplotlib.backends.backend_svg import FigureCanvasSVG
-    from matplotlib.figure import Figure
-
-    ink, muted = COLOURS["ink"], COLOURS["muted"]
-    style = {
-        "svg.fonttype": "none",
-        "svg.hashsalt": f"medgen-{name}",
-        "font.size": 10,
-        "axes.labelsize": 10,
-        "text.color": ink,
-        "axes.labelcolor": muted,
-        "axes.edgecolor": COLOURS["grid"],
-        "xtick.color": muted,
-        "ytick.color": muted,
-        "xtick.major.size": 0,
-        "ytick.major.size": 0,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "axes.spines.left": False,
-        "axes.axisbelow": True,
-        "legend.fontsize": 10,
-        "legend.handletextpad": 0.4,
-        "legend.columnspacing": 1.4,
-        "text.parse_math": False,
-        "axes.formatter.use_mathtext": False,
-    }
-    with mpl.rc_context(style):
-        figure = Figure(figsize=(WIDTH, height), layout="constrained")
-        FigureCanvasSVG(figure)
-        axes = figure.add_subplot()
-        axes.grid(visible=True, axis="y", color=COLOURS["grid"], linewidth=0.8)
-        draw(axes)
-        buffer = io.StringIO()
-        figure.savefig(
-            buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None}
-        )
-    return Markup(_themed(buffer.getvalue(), name, title))
-
-
-def _themed(svg: str, name: str, title: str) -> str:
-    """Matplotlib's document as an inline picture: no addresses, unique ids, the page's colours."""
-    svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    svg = re.sub(r"<style[^>]*>.*?</style>", "", svg, flags=re.DOTALL)
-    svg = re.sub(r'\sxmlns(:\w+)?="[^"]*"', "", svg).replace("xlink:href", "href")
-    svg = re.sub(r'<svg[^>]*viewBox="([^"]*)"[^>]*>', _opening(r"\1", title), svg, count=1)
-    svg = re.sub(r"<!--.*?-->", "", svg, flags=re.DOTALL)
-    used = set(re.findall(r'(?:href="#|url\(#)([^")]+)', svg))
-    svg = re.sub(r'\sid="([^"]*)"', lambda m: f' id="{name}-{m[1]}"' if m[1] in used else "", svg)
-    svg = re.sub(r'(href="#|url\(#)', rf"\g<1>{name}-", svg)
-    svg = re.sub(r"font(-family)?: [^;\"]*?'DejaVu Sans'[^;\"]*", _font, svg)
-    for role, colour in COLOURS.items():
-        svg = svg.replace(colour, f"var(--{role})")
-    return svg
-
-
-def _opening(box: str, title: str) -> str:
-    label = html.escape(title, quote=True).replace("\\", "\\\\")
-    return f'<svg class="chart" viewBox="{box}" role="img" aria-label="{label}">'
-
-
-def _font(match: re.Match[str]) -> str:
-    size = re.search(r"[\d.]+px", match[0])
-    return f"font-size: {size[0]}" if size else "font-family: inherit"

@@ -24,6 +24,8 @@ class Comparison:
         ratio: synthetic studies for every real one in `arm`; NaN where it has no meaning.
         estimate: the paired difference, arm minus versus.
         verdict: "helps", "no evidence" or "hurts".
+        primary: the verdict of the experiment rests on it.
+        p: p-value after correction for several comparisons; NaN where none was worked out.
     """
 
     fraction: float
@@ -32,6 +34,8 @@ class Comparison:
     ratio: float
     estimate: Estimate
     verdict: str
+    primary: bool = False
+    p: float = math.nan
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,7 @@ class Proof:
         settings: of the experiment.
         generator_saw: studies and patients that the generator was trained on.
         test: studies and patients that every arm was tested on.
+        warnings: what a reader must know before trusting it.
     """
 
     task: str
@@ -57,6 +62,7 @@ class Proof:
     settings: Mapping[str, Any]
     generator_saw: Mapping[str, Any]
     test: Mapping[str, Any]
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -171,6 +177,8 @@ def _read_proof(values: Mapping[str, Any]) -> Proof:
             ratio=_number(line.get("ratio")),
             estimate=read_estimate(line["estimate"]),
             verdict=str(line["verdict"]),
+            primary=bool(line.get("primary", False)),
+            p=_number(line.get("p_holm", line.get("p"))),
         )
         for line in values.get("comparisons", ())
     )
@@ -193,6 +201,7 @@ def _read_proof(values: Mapping[str, Any]) -> Proof:
         settings=values.get("settings") or {},
         generator_saw=values.get("generator_saw") or {},
         test=values.get("test") or {},
+        warnings=tuple(str(text) for text in values.get("warnings") or ()),
     )
 
 

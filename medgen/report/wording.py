@@ -7,20 +7,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from medgen.augmentation.verdict import DUPLICATES, MIXED, REAL, SYNTHETIC
 from medgen.report.results import Comparison, Proof
 from medgen.types import Estimate
 
 MISSING = "not available"
 PERCENT = "\N{NO-BREAK SPACE}%"
 MINUS = "\N{MINUS SIGN}"
-CONTROL = "duplicates"
-"""The arm that verdicts are read against: real studies, repeated until they are as many."""
-
 ARMS: Mapping[str, str] = {
-    "real": "real only",
-    "duplicates": "real, repeated",
-    "mixed": "real + synthetic",
-    "synthetic": "synthetic only",
+    REAL: "real only",
+    DUPLICATES: "real, repeated",
+    MIXED: "real + synthetic",
+    SYNTHETIC: "synthetic only",
 }
 METRICS: Mapping[str, tuple[str, str]] = {
     "frechet": ("Fréchet distance", "distance between the two sets, as Gaussians of features"),
@@ -73,9 +71,11 @@ def score_words(metric: str) -> str:
 
 
 def arm_words(arm: str, ratio: float = math.nan) -> str:
-    """The name of an arm, with its ratio where it mixes."""
+    """The name of an arm, with its ratio where it has one."""
     base = ARMS.get(arm, arm.replace("_", " "))
-    return f"{base}, {_ratio(ratio)} : 1" if arm == "mixed" and math.isfinite(ratio) else base
+    if arm == DUPLICATES and math.isfinite(ratio):
+        return f"{base} {1 + ratio:g} times"
+    return f"{base}, 1 : {ratio:g}" if arm == MIXED and math.isfinite(ratio) else base
 
 
 def decimals(estimate: Estimate) -> int:
@@ -135,9 +135,9 @@ def against_floor(name: str, estimate: Estimate) -> tuple[str, str]:
     ends = (estimate.low, estimate.high, floor.low, floor.high)
     if not all(math.isfinite(end) for end in ends):
         return "not decided: an interval is missing", "unclear"
-    other = "unseen real studies" if family(name) == "privacy" else "real"
+    other = "unseen real" if family(name) == "privacy" else "real"
     if estimate.low <= floor.high and floor.low <= estimate.high:
-        return f"no difference from {other} seen", "unclear"
+        return "no difference seen", "unclear"
     if estimate.higher_is_better is None:
         return f"differs from {other}", "unclear"
     better = (estimate.value > floor.value) == estimate.higher_is_better
@@ -178,7 +178,8 @@ def verdicts_by_fraction(proof: Proof) -> dict[float, list[Comparison]]:
 
     Where an experiment lacks one of the two, all of its comparisons decide.
     """
-    chosen = [c for c in proof.comparisons if c.arm == "mixed" and c.versus == CONTROL]
+    chosen = [c for c in proof.comparisons if c.primary]
+    chosen = chosen or [c for c in proof.comparisons if (c.arm, c.versus) == (MIXED, DUPLICATES)]
     groups: dict[float, list[Comparison]] = {}
     for comparison in sorted(chosen or proof.comparisons, key=lambda c: (c.fraction, c.ratio)):
         groups.setdefault(comparison.fraction, []).append(comparison)
@@ -199,15 +200,15 @@ def verdict_sentence(comparison: Comparison, proof: Proof) -> tuple[str, str, st
     It names what the arm is compared with and, where no effect is shown, how large one may be.
     """
     estimate, score = comparison.estimate, score_words(proof.metric)
-    ratio = f" ({_ratio(comparison.ratio)} for every real one)" * math.isfinite(comparison.ratio)
+    ratio = f" ({comparison.ratio:g} for every real one)" * math.isfinite(comparison.ratio)
     subject = {
-        "mixed": f"synthetic studies added{ratio}",
-        "synthetic": "synthetic studies alone",
-        "duplicates": "real studies repeated",
+        MIXED: f"synthetic studies added{ratio}",
+        SYNTHETIC: "synthetic studies alone",
+        DUPLICATES: "real studies repeated",
     }.get(comparison.arm, f"the arm '{arm_words(comparison.arm)}'")
     control = {
-        CONTROL: "the same real studies repeated as often (the duplicates control)",
-        "real": "the real studies alone",
+        DUPLICATES: "the same real studies repeated to the same count (the duplicates control)",
+        REAL: "the real studies alone",
     }.get(comparison.versus, f"the arm '{arm_words(comparison.versus)}'")
     interval = interval_text(estimate, signed=True)
     effect = f"{_change(comparison)} (95{PERCENT} interval {interval}; n = {estimate.n})"
@@ -270,10 +271,6 @@ def _shares(fractions: Sequence[float]) -> str:
 
 def _listed(words: Sequence[str]) -> str:
     return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
-
-
-def _ratio(ratio: float) -> str:
-    return f"{ratio:g}"
 
 
 def _sentence(name: str) -> str:
