@@ -1,4 +1,4 @@
-"""From the size of a file to the size of a schema: crop or pad, and resize, images and masks alike."""
+"""From a file's size to a schema's: crop, pad or squash, for images and masks alike."""
 
 from __future__ import annotations
 

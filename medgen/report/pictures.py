@@ -57,18 +57,10 @@ def contact_sheet(
         ValueError: no images, or another shape or number of masks or captions.
         OutputError: the file cannot be written.
     """
-    if images.ndim != 4 or not len(images):
-        raise ValueError(f"expected images (b c h w), at least one, got {tuple(images.shape)}")
+    _check_shapes(images, captions, masks)
     count, _, height, width = images.shape
-    if masks is not None and tuple(masks.shape) != (count, height, width):
-        raise ValueError(f"expected masks {(count, height, width)}, got {tuple(masks.shape)}")
-    if captions is not None and len(captions) != count:
-        raise ValueError(f"expected {count} captions, got {len(captions)}")
     scale = scale or max(1, round(CELL / max(height, width)))
-    cells = [
-        _cell(images[i], None if masks is None else masks[i], scale).convert("RGB")
-        for i in range(count)
-    ]
+    cells = [_cell(images[i], None if masks is None else masks[i], scale) for i in range(count)]
     step_x = cells[0].width + PADDING
     step_y = cells[0].height + PADDING + (LINE if captions is not None else 0)
     if columns is None:
@@ -87,6 +79,16 @@ def contact_sheet(
     if path is not None:
         save_png(sheet, path)
     return sheet
+
+
+def _check_shapes(images: Tensor, captions: Sequence[str] | None, masks: Tensor | None) -> None:
+    if images.ndim != 4 or not len(images):
+        raise ValueError(f"expected images (b c h w), at least one, got {tuple(images.shape)}")
+    wanted = (len(images), *images.shape[2:])
+    if masks is not None and tuple(masks.shape) != wanted:
+        raise ValueError(f"expected masks {wanted}, got {tuple(masks.shape)}")
+    if captions is not None and len(captions) != len(images):
+        raise ValueError(f"expected {len(images)} captions, got {len(captions)}")
 
 
 def save_png(sheet: Image.Image, path: Path | str) -> None:
