@@ -1,0 +1,188 @@
+"""Real studies and synthetic ones, laid out so that every metric shares what is costly.
+
+Real training patients are cut in half. One half teaches the extractor; the other, which it never
+saw, is compared with the held-out studies just as the synthetic ones are: that is the
+real-vs-real floor. Had the extractor seen it, the floor would rise and flatter the generator.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medgen.augmentation.experiment import check_provenance
+from medgen.augmentation.tasks import Consumer, task_for, train_consumer
+from medgen.data.splits import by_split, load
+from medgen.errors import DataError
+from medgen.evaluation.features import Extractor, build_extractor, images_of
+from medgen.protocols import Dataset
+from medgen.rng import derive
+from medgen.types import Batch, Schema
+
+Array = NDArray[np.float64]
+LARGEST = 5_000
+"""Studies a side of a distribution metric, at most: memory grows with their square."""
+
+Progress = Callable[[int, int, str], None]
+
+
+@dataclass(frozen=True)
+class Side:
+    """Loaded studies and whom they are of.
+
+    Args:
+        batch: the studies.
+        ids: their names.
+        patients: their patients.
+    """
+
+    batch: Batch
+    ids: tuple[str, ...]
+    patients: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def select(self, indices: Sequence[int]) -> Side:
+        """The studies at `indices`."""
+        return Side(
+            self.batch.select(indices),
+            tuple(self.ids[i] for i in indices),
+            tuple(self.patients[i] for i in indices),
+        )
+
+
+class Comparison:
+    """Everything that metrics ask of real and synthetic studies.
+
+    Args:
+        real: studies of all three splits; the generator saw the training split alone.
+        synthetic: studies with synthetic provenance.
+        extractor: name of the extractor that metrics use unless they name another.
+        count: studies a side of a distribution metric, at most; None takes what there is.
+        seed: all randomness of the evaluation derives from it.
+
+    Raises:
+        DataError: a study is in the wrong dataset, a split is empty, or the schemas differ.
+    """
+
+    def __init__(
+        self,
+        real: Dataset,
+        synthetic: Dataset,
+        *,
+        extractor: str = "classifier",
+        count: int | None = None,
+        seed: int = 0,
+    ) -> None:
+        self.schema: Schema = real.schema
+        self.extractor_name = extractor
+        self.count = min(count or LARGEST, LARGEST)
+        self.seed = seed
+        for name in ("size", "channels"):
+            ours, theirs = getattr(real.schema, name), getattr(synthetic.schema, name)
+            if ours != theirs:
+                raise DataError(f"real and synthetic images differ in {name}: {ours} and {theirs}")
+        self.train, self.validation, self.test = (
+            _side(by_split(real, split)) for split in ("train", "validation", "test")
+        )
+        self.synthetic = _side(synthetic)
+        self.synthetic_schema = synthetic.schema
+        check_provenance(
+            [side.batch for side in (self.train, self.validation, self.test)], self.synthetic.batch
+        )
+        self._extractors: dict[str, Extractor] = {}
+        self._features: dict[tuple[str, str], Array] = {}
+        self._consumers: dict[tuple[str, int], Consumer] = {}
+
+    @cached_property
+    def heldout(self) -> Side:
+        """Real studies that the generator never saw: validation and test."""
+        both = Batch.concat([self.validation.batch, self.test.batch])
+        return Side(
+            both, self.validation.ids + self.test.ids, self.validation.patients + self.test.patients
+        )
+
+    @cached_property
+    def _halves(self) -> tuple[list[int], list[int]]:
+        """Indices of the training studies of one half of the patients, and of the other."""
+        names = sorted(set(self.train.patients))
+        order = np.random.default_rng(derive(self.seed, "halves")).permutation(len(names))
+        first = {names[i] for i in order[: len(names) // 2]}
+        if len(names) < 2:
+            raise DataError("evaluation needs training studies of at least 2 patients, got 1")
+        inside = [i for i, patient in enumerate(self.train.patients) if patient in first]
+        outside = [i for i, patient in enumerate(self.train.patients) if patient not in first]
+        return inside, outside
+
+    @cached_property
+    def equal(self) -> int:
+        """How many studies a side distribution metrics compare: the same number everywhere."""
+        sides = [len(self.synthetic), len(self.heldout), len(self._halves[1]), self.count]
+        return min(sides)
+
+    def extractor(self, name: str | None = None) -> Extractor:
+        """The extractor of a name, fitted once on the first half of the training patients."""
+        name = name or self.extractor_name
+        if name not in self._extractors:
+            learn = self.train.select(self._halves[0])
+            self._extractors[name] = build_extractor(
+                name,
+                learn.batch,
+                self.validation.batch,
+                self.schema,
+                seed=derive(self.seed, "extractor"),
+            )
+        return self._extractors[name]
+
+    def features(self, side: str, name: str | None = None) -> Array:
+        """Features of a whole side: "train", "heldout" or "synthetic"; worked out once."""
+        key = (name or self.extractor_name, side)
+        if key not in self._features:
+            studies: Side = getattr(self, side)
+            self._features[key] = self.extractor(name).features(images_of(studies.batch))
+        return self._features[key]
+
+    def equal_features(self, which: str, name: str | None = None) -> tuple[Array, list[str]]:
+        """Features of `equal` studies and their patients.
+
+        Args:
+            which: "heldout", "synthetic", or "second" for the training half unseen by the extractor.
+            name: of the extractor.
+        """
+        if which == "second":
+            rows, patients = self.features("train", name), self.train.patients
+            candidates = self._halves[1]
+        else:
+            rows, side = self.features(which, name), getattr(self, which)
+            patients, candidates = side.patients, list(range(len(side)))
+        order = np.random.default_rng(derive(self.seed, "equal", which)).permutation(len(candidates))
+        chosen = [candidates[i] for i in order[: self.equal]]
+        return rows[chosen], [patients[i] for i in chosen]
+
+    def consumer(self, task_name: str, steps: int) -> Consumer:
+        """An independent classifier or segmenter, trained once on all real training studies."""
+        key = (task_name, steps)
+        if key not in self._consumers:
+            task = task_for(task_name, self.schema)
+            held = self.validation.batch
+            self._consumers[key] = train_consumer(
+                task,
+                images_of(self.train.batch),
+                task.targets(self.train.batch),
+                steps=steps,
+                seed=derive(self.seed, "judge", task_name),
+                validation=(images_of(held), task.targets(held)),
+            )
+        return self._consumers[key]
+
+
+def _side(dataset: Dataset) -> Side:
+    studies = dataset.studies
+    return Side(
+        load(dataset), tuple(study.id for study in studies), tuple(study.patient for study in studies)
+    )
