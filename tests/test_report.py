@@ -426,3 +426,17 @@ def test_comparisons_are_read_as_written(full_run):
     assert isinstance(first, Comparison)
     assert (first.arm, first.versus, first.ratio) == (MIXED, DUPLICATES, 1.0)
     assert first.estimate.n == 624
+
+
+def test_a_report_without_a_gallery_shows_synthetic_studies_from_all_over(tmp_path):
+    images = tmp_path / "synthetic" / "images"
+    images.mkdir(parents=True)
+    lines = []
+    for index in range(60):
+        finding = "normal" if index < 30 else "effusion"
+        lines.append(json.dumps({"id": f"s{index}", "condition": {"finding": finding}}))
+        Image.fromarray(np.full((4, 4), index, np.uint8)).save(images / f"s{index}.png")
+    (tmp_path / "synthetic" / "manifest.jsonl").write_text("\n".join(lines))
+    page = Page(report(tmp_path, gallery=None))
+    shown = [a["alt"] for tag, a in page.tags if tag == "img" and a.get("alt")]
+    assert shown.count("Synthetic: normal") == shown.count("Synthetic: effusion") == 12

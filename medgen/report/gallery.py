@@ -116,8 +116,11 @@ def suspicious(run: RunResults, gallery: Gallery | None) -> list[dict[str, Any]]
 
 
 def from_dataset(run: RunResults, captions: Mapping[str, str]) -> Gallery | None:
-    """A gallery of the first synthetic studies on disk, for a report that was given none."""
-    found = [(key, run.synthetic_image(key)) for key in list(captions)[:SHOWN]]
+    """A gallery of synthetic studies on disk, evenly chosen, for a report that was given none."""
+    keys = list(captions)
+    count = min(len(keys), SHOWN)
+    chosen = [keys[place * len(keys) // count] for place in range(count)]
+    found = [(key, run.synthetic_image(key)) for key in chosen]
     images = [(captions[key], _read(path)) for key, path in found if path is not None]
     images = [item for item in images if item[1].shape == images[0][1].shape]
     if not images:

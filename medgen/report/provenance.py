@@ -54,7 +54,8 @@ def facts(results: RunResults, given: Mapping[str, object]) -> list[tuple[str, s
             "recipe.yaml (SHA-256)", hashlib.sha256(results.recipe.encode()).hexdigest()
         )
     for name, value in {**results.counts, **results.dataset}.items():
-        if isinstance(value, (str, int, float)):
+        said = isinstance(value, str) and value in lines.values()
+        if isinstance(value, (str, int, float)) and not said:
             words = name.replace("_", " ")
             lines.setdefault(words[:1].upper() + words[1:], value)
     if results.extractor:
