@@ -11,6 +11,7 @@ import errno
 import hashlib
 import json
 import os
+import platform
 import struct
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -31,6 +32,8 @@ CARD = "card.md"
 HEADER_LIMIT = 32 * 2**20
 """Bytes; a larger header is an attack or damage, for a thousand tensors need some 0.1 MB."""
 PICKLES = (".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle")
+
+HOST = platform.node().replace(".", "-") or "host"
 
 _NAMES = {
     torch.float64: "F64",
@@ -55,7 +58,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     Raises:
         OutputError: the folder is unwritable or full.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{HOST}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("wb") as handle:
@@ -69,6 +72,15 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     finally:
         with suppress(OSError):
             temporary.unlink()
+
+
+def sweep(folder: Path) -> None:
+    """Remove what `replacing` left below a folder where a process of this machine was killed."""
+    for file in folder.rglob(f".*.{HOST}.*.tmp"):
+        process = file.name.split(".")[-2]
+        if process.isdecimal() and not _alive(int(process)):
+            with suppress(OSError):
+                file.unlink()
 
 
 def unwritable(path: Path, error: OSError) -> OutputError:
@@ -264,6 +276,16 @@ def _listing(names: Iterable[str], limit: int = 5) -> str:
     names = list(names)
     more = f" and {len(names) - limit} more" if len(names) > limit else ""
     return ", ".join(names[:limit]) + more
+
+
+def _alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
 
 
 def _sync_folder(folder: Path) -> None:

@@ -104,7 +104,7 @@ def test_settings_without_sense_are_all_named():
 def test_devices():
     assert resolve_device("cpu") == "cpu"
     assert resolve_device("auto") in ("cpu", "cuda", "mps")
-    with pytest.raises(DeviceError, match="unknown device 'cudda'. Did you mean 'cuda'"):
+    with pytest.raises(DeviceError, match=r"unknown device 'cudda'\. Did you mean 'cuda'"):
         resolve_device("cudda")
     with pytest.raises(DeviceError, match="fp16 needs CUDA"):
         make_accelerator("cpu", "fp16")
@@ -112,7 +112,7 @@ def test_devices():
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="CUDA is present")
 def test_absent_device_names_those_present():
-    with pytest.raises(DeviceError, match="'cuda' is absent here; present: .*cpu"):
+    with pytest.raises(DeviceError, match=r"'cuda' is absent here; present: .*cpu"):
         resolve_device("cuda")
 
 
@@ -314,9 +314,9 @@ def test_no_studies_or_unequal_counts(tmp_path):
         train_generator(build(), short, None, SETTINGS, tmp_path, **rest)
     with pytest.raises(DataError, match="validation: 5 latents"):
         train_generator(build(), some, short, SETTINGS, tmp_path, **rest)
+    flipping = replace(SETTINGS, flip=True)
     with pytest.raises(DataError, match=r"train\.flip"):
-        settings = replace(SETTINGS, flip=True)
-        train_generator(build(), unflipped, None, settings, tmp_path, **rest)
+        train_generator(build(), unflipped, None, flipping, tmp_path, **rest)
     assert not list(tmp_path.iterdir())
 
 

@@ -87,10 +87,9 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("out", type=Path)
     parser.add_argument("--images", type=int, default=SETTINGS.images)
-    parser.add_argument("--batch", type=int, default=SETTINGS.batch)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    settings = replace(SETTINGS, images=arguments.images, batch=arguments.batch)
+    settings = replace(SETTINGS, images=arguments.images)
     run(arguments.out, settings)
 
 

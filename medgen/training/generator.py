@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from medgen.checkpoint import WEAK, WEIGHTS, content_digest, write_weights
+from medgen.checkpoint import WEAK, WEIGHTS, content_digest, sweep, write_weights
 from medgen.errors import DataError
 from medgen.model import GenerativeModel
 from medgen.settings import TrainSettings
@@ -150,6 +150,8 @@ class _Run:
 
     def restore(self) -> int:
         """Load the newest good state; returns the steps done."""
+        if self.first:
+            sweep(self.out)
         state = self.states.load()
         if state is None:
             return 0
