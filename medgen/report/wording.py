@@ -35,6 +35,14 @@ METRICS: Mapping[str, tuple[str, str]] = {
         "Mask agreement",
         "an independent segmenter, trained on real studies, finds the mask asked for",
     ),
+    "label_auroc": (
+        "Findings AUROC",
+        "how well an independent classifier's scores tell the findings that were asked for",
+    ),
+    "mask_agreement_ratio": (
+        "Mask agreement ratio",
+        "mask agreement of synthetic studies over that of held-out real ones",
+    ),
     "memorization": (
         "Memorization",
         "share of synthetic studies suspiciously close to a training study",
