@@ -66,6 +66,7 @@ class Autoencoder(Codec):
         axes = len(schema.size)
         factor = patch * 2 ** (len(channels) - 1)
         features = schema.channels * patch**axes
+        self.schema = schema
         self.patch = patch
         self.factor = factor
         self.latent = LatentSpec(

@@ -6,6 +6,7 @@ Every loss is one value an image, (b,); the caller reduces.
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -38,7 +39,8 @@ class CodecLosses:
         adaptive: scale the adversary so that its gradient on the decoder's last layer is as long as
             that of the other losses.
         kl_weight: times the KL divergence per latent number.
-        critic_channels: features of the critic's first layer.
+        critic_channels: features of the critic's first layer, a multiple of 8.
+        critic_lr: peak learning rate of the critic; it follows the schedule of the autoencoder's.
     """
 
     reconstruction: Literal["l1", "mse"] = "l1"
@@ -48,6 +50,7 @@ class CodecLosses:
     adaptive: bool = True
     kl_weight: float = 1e-4
     critic_channels: int = 32
+    critic_lr: float = 2e-4
 
 
 class AutoencoderLoss(nn.Module):
@@ -155,18 +158,25 @@ def hinge_generator(fake: Tensor) -> Float[Tensor, "b"]:
     return -_per_image(fake)
 
 
-def balance(loss: Tensor, adversarial: Tensor, weights: Tensor) -> Tensor:
+def balance(
+    loss: Tensor,
+    adversarial: Tensor,
+    weights: Tensor,
+    *,
+    average: Callable[[Tensor], Tensor] = lambda gradient: gradient,
+) -> Tensor:
     """How much to scale the adversary for a gradient as long as the loss's; held below 10^4.
 
     Args:
         loss: scalar, the sum of the other losses.
         adversarial: scalar.
         weights: the decoder's last layer.
+        average: mean of a gradient over processes.
 
     Source: Esser et al. 2021, arXiv 2012.09841, eq. 7.
     """
-    ours = torch.autograd.grad(loss, weights, retain_graph=True)[0].norm()
-    theirs = torch.autograd.grad(adversarial, weights, retain_graph=True)[0].norm()
+    ours = average(torch.autograd.grad(loss, weights, retain_graph=True)[0]).norm()
+    theirs = average(torch.autograd.grad(adversarial, weights, retain_graph=True)[0]).norm()
     return (ours / (theirs + 1e-6)).clamp(max=1e4).detach()
 
 
