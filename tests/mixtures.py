@@ -66,7 +66,7 @@ def gaussian(mean: float, std: float) -> Mixture:
 
 
 def eight_modes(dimensions: int = 16) -> Mixture:
-    """Eight separated modes; the standard problem on which solvers are compared."""
+    """Eight modes, some apart and some touching: the problem on which solvers are compared."""
     generator = torch.Generator().manual_seed(0)
     means = torch.randn(8, dimensions, generator=generator, dtype=torch.float64)
-    return Mixture(1.5 * means, 0.3)
+    return Mixture(means, 0.5)

@@ -81,7 +81,8 @@ class ClassifierFreeZero:
 
     Every sample's null field is first scaled to lie as near to its conditional field as it can.
     While t is below `zero_share` the field is zero and nothing is evaluated: z stays, t advances.
-    The authors' default is one solver step. If the still start alone helps much, the model is
+    The authors' default is one solver step. A multistep sampler remembers the still start, so that
+    AB2's first real step is half as long again. If the still start alone helps much, the model is
     under-trained.
 
     Args:
