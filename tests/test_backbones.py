@@ -11,13 +11,7 @@ from medgen.backbones.dit import DiT
 from medgen.backbones.unet import UNet
 from medgen.nn.attention import attention_backend
 from medgen.nn.blocks import AdaLNZeroBlock, rotary_angles, rotate, sincos_positions
-from medgen.nn.nd import (
-    average_pool,
-    convolution,
-    depth_to_space,
-    space_to_depth,
-    upsample,
-)
+from medgen.nn.nd import area_resize, depth_to_space, space_to_depth
 from medgen.registry import arguments, build, names
 from medgen.types import Conditioning, CondSpec, LatentSpec
 
@@ -385,19 +379,37 @@ def test_space_to_depth_refuses_a_remainder():
         depth_to_space(torch.zeros(1, 3, 5, 4), (2, 2))
 
 
-@pytest.mark.parametrize("axes", [1, 2, 3])
-def test_layers_follow_the_axes(axes):
-    x = torch.randn(1, 2, *(8,) * axes)
-    assert convolution(axes, 2, 5)(x).shape == (1, 5, *(8,) * axes)
-    assert convolution(axes, 2, 5, stride=2)(x).shape == (1, 5, *(4,) * axes)
-    pooled = average_pool(axes)(x)
-    torch.testing.assert_close(pooled.mean(), x.mean())
-    torch.testing.assert_close(average_pool(axes)(upsample(axes)(x)), x)
-    for layer in (lambda: convolution(4, 1, 1), lambda: average_pool(0), lambda: upsample(4)):
-        with pytest.raises(ValueError, match="expected 1, 2 or 3 spatial axes"):
-            layer()
+@pytest.mark.parametrize("size", [(12,), (6, 12), (4, 6, 6)])
+def test_area_resize_takes_means(size):
+    x = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(0))
+    half = [side // 2 for side in size]
+    blocks = space_to_depth(x, (2,) * len(size)).view(2, 3, -1, *half)
+    torch.testing.assert_close(area_resize(x, half), blocks.mean(dim=2))
+    assert area_resize(x, size) is x
 
 
-def test_even_kernels_are_refused():
-    with pytest.raises(ValueError, match="odd kernel"):
-        convolution(2, 1, 1, kernel=4)
+@pytest.mark.parametrize("name", ["dit", "unet"])
+def test_a_backbone_learns_what_its_conditions_say(name):
+    """The target is (vector + t) x grid (+ the mean of the tokens), none of it in the latent."""
+    torch.manual_seed(0)
+    cond = CondSpec(vector=1, grid=1, tokens=1 if name == "dit" else 0)
+    backbone = DiT(LATENT, cond, **SMALL_DIT) if name == "dit" else UNet(LATENT, cond, **SMALL_UNET)
+    optimiser = torch.optim.Adam(backbone.parameters(), lr=3e-3)
+    losses = []
+    for step in range(120):
+        z, t, _ = _inputs(16, seed=step)
+        vector, grid = torch.randn(16, 1), torch.randn(16, 1, *LATENT.size)
+        doors = {"vector": vector, "grid": grid}
+        target = (vector + t[:, None])[..., None, None] * grid
+        if name == "dit":
+            tokens = torch.randn(16, 1, 1)
+            doors |= {"tokens": tokens, "mask": torch.ones(16, 1, dtype=torch.bool)}
+            target = target + tokens[..., None]
+        out = backbone(z, t, Conditioning(**doors))
+        loss = (out - target).square().mean() / target.square().mean()
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        losses.append(loss.item())
+    assert losses[0] > 0.99
+    assert sum(losses[-20:]) / 20 < 0.35

@@ -104,8 +104,8 @@ class DiT(Backbone):
         patches = space_to_depth(z, self.patch).flatten(2).transpose(1, 2)  # b n (c p)
         x = self.embed(patches) + self.places
         vector = self.time(timestep_embedding(t, TIME_WIDTH).to(z.dtype))
-        if self.vector is not None:
-            vector = vector + self.vector(cond.vector)
+        if self.vector is not None and cond.vector is not None:
+            vector = vector + self.vector(cond.vector.to(z.dtype))
         vector = functional.silu(vector)
         context, mask = self._context(cond)
         rotary = None if self.cos is None else (self.cos, self.sin)

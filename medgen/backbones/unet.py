@@ -87,8 +87,8 @@ class UNet(Backbone):
             z = torch.cat([z, cond.grid.to(z.dtype)], dim=1)
         network: Any = self.network
         vector = network.time_embed(timestep_embedding(t, self.time_width).to(z.dtype))
-        if self.vector is not None:
-            vector = vector + self.vector(cond.vector)
+        if self.vector is not None and cond.vector is not None:
+            vector = vector + self.vector(cond.vector.to(z.dtype))
         x = network.conv_in(z)
         skips = [x]
         for block in network.down_blocks:

@@ -99,6 +99,24 @@ def modulate(
     return torch.addcmul(x + shift, x, scale)
 
 
+class RMSNorm(nn.Module):
+    """Vectors divided by their root mean square, then weighted; in the type of the input.
+
+    Args:
+        width: channels of a vector.
+
+    Source: Zhang & Sennrich 2019, arXiv 1910.07467.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+
+    def forward(self, x: Float[Tensor, "... d"]) -> Float[Tensor, "... d"]:
+        """Normalise the last axis."""
+        return functional.rms_norm(x, x.shape[-1:], self.weight.to(x.dtype), eps=1e-6)
+
+
 class Attention(nn.Module):
     """Multi-head attention of tokens to themselves or to a context.
 
@@ -127,8 +145,8 @@ class Attention(nn.Module):
         self.query = nn.Linear(width, width)
         self.key_value = nn.Linear(width if context is None else context, 2 * width)
         self.out = nn.Linear(width, width)
-        self.query_norm = nn.RMSNorm(width // heads, eps=1e-6) if qk_norm else nn.Identity()
-        self.key_norm = nn.RMSNorm(width // heads, eps=1e-6) if qk_norm else nn.Identity()
+        self.query_norm = RMSNorm(width // heads) if qk_norm else nn.Identity()
+        self.key_norm = RMSNorm(width // heads) if qk_norm else nn.Identity()
         self.dropout = nn.Dropout(dropout)
 
     def forward(

@@ -1,4 +1,4 @@
-"""Layers and rearrangements by number of spatial axes: 1 signals, 2 images, 3 volumes or clips."""
+"""Grids of any number of spatial axes: 1 signals, 2 images, 3 volumes or clips."""
 
 from __future__ import annotations
 
@@ -7,54 +7,14 @@ from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
-_CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
-_POOLS = {1: nn.AvgPool1d, 2: nn.AvgPool2d, 3: nn.AvgPool3d}
 _ADAPTIVE_POOLS = {
     1: functional.adaptive_avg_pool1d,
     2: functional.adaptive_avg_pool2d,
     3: functional.adaptive_avg_pool3d,
 }
-_AXES = "expected 1, 2 or 3 spatial axes, got {}"
-
-
-def convolution(
-    axes: int, channels_in: int, channels_out: int, *, kernel: int = 3, stride: int = 1
-) -> nn.Module:
-    """A convolution over `axes` spatial axes that keeps the size when its stride is 1.
-
-    Raises:
-        ValueError: the number of axes is not 1, 2 or 3, or the kernel is even.
-    """
-    if axes not in _CONVOLUTIONS:
-        raise ValueError(_AXES.format(axes))
-    if kernel % 2 == 0:
-        raise ValueError(f"expected an odd kernel, got {kernel}")
-    return _CONVOLUTIONS[axes](channels_in, channels_out, kernel, stride, kernel // 2)
-
-
-def average_pool(axes: int, factor: int = 2) -> nn.Module:
-    """Average pooling of `factor` voxels along each of `axes` spatial axes.
-
-    Raises:
-        ValueError: the number of axes is not 1, 2 or 3.
-    """
-    if axes not in _POOLS:
-        raise ValueError(_AXES.format(axes))
-    return _POOLS[axes](factor)
-
-
-def upsample(axes: int, factor: int = 2) -> nn.Module:
-    """Nearest-neighbour upsampling along every one of `axes` spatial axes.
-
-    Raises:
-        ValueError: the number of axes is not 1, 2 or 3.
-    """
-    if axes not in _CONVOLUTIONS:
-        raise ValueError(_AXES.format(axes))
-    return nn.Upsample(scale_factor=float(factor), mode="nearest")
 
 
 def area_resize(x: Float[Tensor, "b c *s"], size: Sequence[int]) -> Float[Tensor, "b c *s2"]:
