@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -313,9 +314,9 @@ def _run(bench: _Bench, arm: Arm) -> dict[str, Any]:
         "synthetic": len(drawn),
         "count": len(chosen) + len(drawn),
         "selected_step": consumer.selected,
-        "validation": consumer.validation if np.isfinite(consumer.validation) else None,
+        "validation": consumer.validation,
         "digest": bench.digest,
-        "scores": [[v if np.isfinite(v) else None for v in row] for row in scores.tolist()],
+        "scores": scores.tolist(),
     }
     _write(bench.folder / arm.file, result)
     return result
@@ -367,12 +368,21 @@ def _digest(settings: Sequence[object], content: Sequence[tuple[Tensor | None, T
     return digest.hexdigest()
 
 
+def plain(value: Any) -> Any:
+    """The same value for strict JSON: a number that is not finite becomes None."""
+    if isinstance(value, Mapping):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def _write(path: Path, value: Mapping[str, Any]) -> None:
     """Write JSON so that the file is either whole or absent."""
     part = path.with_suffix(".part")
     try:
         with part.open("w") as file:
-            json.dump(value, file, allow_nan=False)
+            json.dump(plain(value), file, allow_nan=False)
             file.flush()
             os.fsync(file.fileno())
         part.replace(path)

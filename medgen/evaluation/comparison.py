@@ -151,7 +151,8 @@ class Comparison:
         """Features of `equal` studies and their patients.
 
         Args:
-            which: "heldout", "synthetic", or "second" for the training half unseen by the extractor.
+            which: "heldout", "synthetic", or "second": the training half that the extractor
+                never saw.
             name: of the extractor.
         """
         if which == "second":
@@ -160,7 +161,9 @@ class Comparison:
         else:
             rows, side = self.features(which, name), getattr(self, which)
             patients, candidates = side.patients, list(range(len(side)))
-        order = np.random.default_rng(derive(self.seed, "equal", which)).permutation(len(candidates))
+        order = np.random.default_rng(derive(self.seed, "equal", which)).permutation(
+            len(candidates)
+        )
         chosen = [candidates[i] for i in order[: self.equal]]
         return rows[chosen], [patients[i] for i in chosen]
 
@@ -184,5 +187,7 @@ class Comparison:
 def _side(dataset: Dataset) -> Side:
     studies = dataset.studies
     return Side(
-        load(dataset), tuple(study.id for study in studies), tuple(study.patient for study in studies)
+        load(dataset),
+        tuple(study.id for study in studies),
+        tuple(study.patient for study in studies),
     )

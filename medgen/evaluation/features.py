@@ -6,6 +6,7 @@ A number is comparable only with numbers from the same extractor, so every estim
 from __future__ import annotations
 
 import hashlib
+from itertools import pairwise
 from pathlib import Path
 from typing import Protocol
 
@@ -88,7 +89,9 @@ class EfficientNetFeatures:
         deviation = torch.tensor([0.229, 0.224, 0.225]).view(1, 3, 1, 1)
         found: list[Tensor] = []
         for part in images.split(32):
-            colour = part if part.shape[1] == 3 else part.mean(1, keepdim=True).expand(-1, 3, -1, -1)
+            colour = (
+                part if part.shape[1] == 3 else part.mean(1, keepdim=True).expand(-1, 3, -1, -1)
+            )
             large = functional.interpolate(
                 colour, size=(224, 224), mode="bilinear", align_corners=False, antialias=True
             )
@@ -132,7 +135,7 @@ class RandomFeatures:
         widths = (channels, 32, 64, 128)
         self.weights = [
             torch.randn((after, before, 3, 3), generator=rng) * (2 / (9 * before)) ** 0.5
-            for before, after in zip(widths, widths[1:], strict=False)
+            for before, after in pairwise(widths)
         ]
         self.name = "random"
         self.digest = _digest_of(self.weights)
@@ -208,8 +211,8 @@ def principal_axes(rows: Array, width: int) -> tuple[Array, Array]:
 
 def _small(images: Tensor) -> Array:
     """Images as rows of numbers, area-averaged to at most 32 pixels a side."""
-    size = [min(32, side) for side in images.shape[2:]]
-    return functional.adaptive_avg_pool2d(images, size).flatten(1).double().numpy()
+    sides = (min(32, images.shape[-2]), min(32, images.shape[-1]))
+    return functional.adaptive_avg_pool2d(images, sides).flatten(1).double().numpy()
 
 
 def _root_mean_square(features: Array) -> float:
