@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from medgen import registry
-from medgen.checkpoint import load_into, read_weights
+from medgen.checkpoint import WEAK, WEIGHTS, load_into, read_metadata, read_weights
 from medgen.conditioners.joint import JointConditioner
 from medgen.errors import CheckpointError, DataError
 from medgen.model import GenerativeModel
@@ -17,6 +17,15 @@ from medgen.protocols import Codec, Dataset
 from medgen.recipe import Recipe
 from medgen.settings import TrainSettings
 from medgen.types import Schema
+
+
+SHIPPED = Path(__file__).parents[1] / "checkpoints"
+"""Small trained models that come with a clone of the repository."""
+
+
+def shipped_checkpoints() -> list[Path]:
+    """Folders of the checkpoints that come with medgen."""
+    return sorted(file.parent for file in SHIPPED.glob(f"*/{WEIGHTS}"))
 
 
 def build_dataset(section: dict[str, Any], root: Path | None) -> Dataset:
@@ -44,10 +53,9 @@ def build_dataset(section: dict[str, Any], root: Path | None) -> Dataset:
 
 
 def build_codec(section: dict[str, Any], schema: Schema) -> Codec:
-    """The codec of a checked `codec` section: fresh, or from a checkpoint."""
-    if "checkpoint" in section:
-        return from_pretrained(section["checkpoint"]).codec
-    settings = {k: v for k, v in _arguments(section).items() if k not in ("train", "losses")}
+    """The codec of a checked `codec` section, its weights fresh."""
+    left_out = ("train", "losses", "checkpoint")
+    settings = {k: v for k, v in _arguments(section).items() if k not in left_out}
     return registry.build("codec", section["type"], settings, schema=schema)
 
 
@@ -102,20 +110,20 @@ def from_pretrained(path: str | Path, *, device: str = "cpu") -> GenerativeModel
         CheckpointError: there is none, it is damaged, or it holds no generator.
     """
     folder = find_checkpoint(path)
-    state, metadata = read_weights(folder / "model.safetensors")
+    state, metadata = read_weights(folder)
     if metadata.get("kind") != "generator":
         raise CheckpointError(f"{folder}: holds a {metadata.get('kind')}, expected a generator")
     sections = json.loads(metadata["recipe"])
     schema = Schema.from_dict(json.loads(metadata["schema"]))
-    model = build_model(sections, schema, _codec_shell(sections["codec"], schema))
-    load_into(model, state, str(folder))
+    model = build_model(sections, schema, build_codec(sections["codec"], schema))
+    load_into(model, state, source=str(folder))
     model.source = metadata["digest"]
-    weak = folder / "weak.safetensors"
+    weak = folder / WEAK
     if "weak" in model.guidance.needs:
         if not weak.is_file():
-            raise CheckpointError(f"{folder}: autoguidance needs weak.safetensors, which is not there")
+            raise CheckpointError(f"{folder}: autoguidance needs {WEAK}, which is not there")
         model.weak = build_model(sections, schema, model.codec).to(device).eval()
-        load_into(model.weak, read_weights(weak)[0], str(weak))
+        load_into(model.weak, read_weights(weak)[0], source=str(weak))
     return model.to(device).eval()
 
 
@@ -125,29 +133,56 @@ def find_checkpoint(path: str | Path) -> Path:
     Raises:
         CheckpointError: there is none.
     """
-    shipped = Path(__file__).parents[1] / "checkpoints"
-    for folder in (Path(path), shipped / str(path)):
-        if (folder / "model.safetensors").is_file():
+    for folder in (Path(path), SHIPPED / str(path)):
+        if (folder / WEIGHTS).is_file():
             return folder
     if Path(path).is_file():
         raise CheckpointError(f"{path}: expected the folder of a checkpoint, got a file")
-    raise CheckpointError(
-        f"{path}: there is no checkpoint here (expected a folder with model.safetensors)"
-    )
+    read_metadata(Path(path))
+    raise CheckpointError(f"{path}: there is no checkpoint here")
 
 
 def read_statistics(path: str | Path) -> dict[str, Any]:
     """What the training studies' labels and scalars looked like, from a checkpoint's metadata."""
-    _, metadata = read_weights(find_checkpoint(path) / "model.safetensors")
-    return json.loads(metadata.get("statistics", "{}"))
+    return json.loads(read_metadata(find_checkpoint(path)).get("statistics", "{}"))
 
 
-def generator_metadata(recipe: Recipe, schema: Schema, statistics: dict[str, Any]) -> dict[str, str]:
-    """What a generator's checkpoint says about itself."""
+def read_recipe(path: str | Path) -> dict[str, Any]:
+    """The resolved sections of the recipe that trained a checkpoint."""
+    return json.loads(read_metadata(find_checkpoint(path))["recipe"])
+
+
+def load_codec(path: str | Path) -> Codec:
+    """The codec of a checkpoint: a codec's own, or the one inside a generator.
+
+    Raises:
+        CheckpointError: there is none, or it is damaged.
+    """
+    folder = find_checkpoint(path)
+    if read_metadata(folder).get("kind") == "generator":
+        return from_pretrained(folder).codec
+    state, metadata = read_weights(folder)
+    schema = Schema.from_dict(json.loads(metadata["schema"]))
+    codec = build_codec(json.loads(metadata["recipe"])["codec"], schema)
+    load_into(codec, state, source=str(folder))
+    return codec.eval()
+
+
+def checkpoint_metadata(
+    kind: str, recipe: Recipe, schema: Schema, statistics: dict[str, Any]
+) -> dict[str, str]:
+    """What a checkpoint says about itself.
+
+    Args:
+        kind: "generator" or "codec".
+        recipe: that trains it.
+        schema: of the training studies.
+        statistics: of their labels and scalars; empty for a codec.
+    """
     from medgen import __version__
 
     return {
-        "kind": "generator",
+        "kind": kind,
         "recipe": json.dumps(recipe.sections),
         "recipe_digest": recipe.digest,
         "schema": json.dumps(asdict(schema)),
@@ -159,13 +194,6 @@ def generator_metadata(recipe: Recipe, schema: Schema, statistics: dict[str, Any
 def train_settings(section: dict[str, Any]) -> TrainSettings:
     """A checked `train` section as settings."""
     return TrainSettings(**registry.from_plain(TrainSettings, section))
-
-
-def _codec_shell(section: dict[str, Any], schema: Schema) -> Codec:
-    """A codec of the right shape, whose weights a checkpoint is about to fill."""
-    if "checkpoint" in section:
-        raise CheckpointError("a checkpoint whose codec is another checkpoint must name its type")
-    return build_codec(section, schema)
 
 
 def _arguments(section: dict[str, Any]) -> dict[str, Any]:

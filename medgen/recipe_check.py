@@ -11,7 +11,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from medgen import registry
 from medgen.document import Document
 from medgen.document import Path as Key
-from medgen.errors import RecipeError, did_you_mean
+from medgen.errors import MedgenError, RecipeError, did_you_mean
 from medgen.registry import Argument
 from medgen.settings import ProveSettings, SampleSettings, TrainSettings
 
@@ -43,7 +43,9 @@ class Checker:
         given = self.document.value
         for key in given:
             if key not in sections:
-                self.problem((key,), f"a {kind} recipe has no such key. {did_you_mean(key, sections)}")
+                self.problem(
+                    (key,), f"a {kind} recipe has no such key. {did_you_mean(key, sections)}"
+                )
         complete: dict[str, Any] = {}
         for section in sections:
             if section not in given and section not in DEFAULTS:
@@ -97,15 +99,27 @@ class Checker:
         domain = getattr(component, "domain", None)
         if isinstance(domain, str):
             self.domains[kind] = domain
-        return {"type": name, **self._arguments(component, value, path, f"{kind} '{name}'"), **extra}
+        return {
+            "type": name,
+            **self._arguments(component, value, path, f"{kind} '{name}'"),
+            **extra,
+        }
 
     def _codec_checkpoint(self, value: dict[str, Any], path: Key) -> dict[str, Any]:
-        for key in value:
-            if key != "checkpoint":
-                self.problem((*path, key), "a codec from a checkpoint takes no other key")
-        if not isinstance(value["checkpoint"], str):
-            self.problem((*path, "checkpoint"), "expected the name or path of a checkpoint")
-        return value
+        """The section of the codec inside a checkpoint, with `checkpoint` beside it."""
+        from medgen.assembly import read_recipe
+
+        name = value.pop("checkpoint")
+        try:
+            section = read_recipe(name)["codec"]
+        except (MedgenError, TypeError) as error:
+            self.problem((*path, "checkpoint"), str(error))
+            return {}
+        held = {key: item for key, item in section.items() if key not in ("train", "losses")}
+        for key, item in value.items():
+            if held.get(key) != item:
+                self.problem((*path, key), "is decided by the checkpoint; remove it")
+        return {**held, "checkpoint": name}
 
     def _extra(self, kind: str, value: dict[str, Any], path: Key) -> dict[str, Any]:
         """Keys of a section that are not arguments of its component."""
@@ -161,9 +175,11 @@ class Checker:
         return complete
 
     def _argument(self, argument: Argument, value: dict[str, Any], path: Key, what: str) -> Any:
-        adapter = TypeAdapter(
-            argument.annotation, config=ConfigDict(arbitrary_types_allowed=True)
-        ) if not _has_own_config(argument.annotation) else TypeAdapter(argument.annotation)
+        adapter = (
+            TypeAdapter(argument.annotation, config=ConfigDict(arbitrary_types_allowed=True))
+            if not _has_own_config(argument.annotation)
+            else TypeAdapter(argument.annotation)
+        )
         if argument.name not in value:
             if argument.required:
                 self.problem(path, f"{what} needs '{argument.name}'")

@@ -55,25 +55,37 @@ def sample(
     Run the same command again to resume. Every sample has its own seed, so its bytes do not depend on
     workers, shards or restarts.
     """
-    from medgen.assembly import from_pretrained
-    from medgen.devices import find_device
-    from medgen.pipeline import draw_dataset, plan_for
+    from medgen.assembly import from_pretrained, read_recipe, read_statistics
+    from medgen.synthesis.draw import synthesize
+    from medgen.synthesis.plan import make_plan, mask_folder, plan_from_table
+    from medgen.training.common import resolve_device
 
-    wanted = {"labels": _prevalences(prevalence) or labels, "table": conditions, "masks": masks}
-    generator = from_pretrained(model, device=str(find_device(device)))
-    plan = plan_for(model, generator, count=count, seed=seed, **wanted)
-    with options.progress_bar("sampling") as progress:
-        drawn = draw_dataset(
-            model, generator, plan, out, workers=workers, shard=_shard(shard), progress=progress
+    asked = _prevalences(prevalence)
+    generator = from_pretrained(model, device=resolve_device(device))
+    if conditions is not None:
+        plan = plan_from_table(generator.schema, conditions, seed=seed)
+    else:
+        plan = make_plan(
+            generator.schema,
+            read_statistics(model),
+            count=count,
+            labels=asked or labels,
+            masks=None if masks is None else mask_folder(masks, generator.schema),
+            seed=seed,
         )
-    if drawn.seconds > 0 and drawn.count:
-        rate = drawn.count / drawn.seconds
-        click.echo(f"{drawn.count} samples drawn, {rate:.1f} images/s", err=True)
+    with options.progress_bar("drawing") as progress:
+        drawn = synthesize(
+            generator,
+            plan,
+            out,
+            recipe=read_recipe(model),
+            workers=workers,
+            shard=_shard(shard),
+            progress=progress,
+        )
+    click.echo(f"{drawn.count} studies drawn, {drawn.rate:.1f} images/s", err=True)
     if sheet is not None:
-        from medgen.pipeline import write_sheet
-
-        write_sheet(out, sheet)
-        click.echo(f"contact sheet: {sheet}", err=True)
+        _write_sheet(out, sheet)
     click.echo(str(out))
 
 
@@ -125,3 +137,15 @@ def _shard(text: str | None) -> tuple[int, int]:
     if not (first.isdigit() and second.isdigit() and int(first) < int(second)):
         raise click.UsageError(f"--shard {text}: expected I/N with I < N, such as 0/2")
     return int(first), int(second)
+
+
+def _write_sheet(dataset: Path, file: Path) -> None:
+    from medgen.data.splits import load
+    from medgen.data.synthetic import SyntheticDataset
+    from medgen.report.pictures import contact_sheet
+
+    drawn = SyntheticDataset(dataset)
+    batch = load(drawn, range(min(len(drawn), 64)))
+    assert batch.image is not None
+    contact_sheet(batch.image, masks=batch.mask, path=file)
+    click.echo(f"contact sheet: {file}", err=True)

@@ -9,10 +9,12 @@ workers or processes (on one device type and library version).
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,16 +31,36 @@ Progress = Callable[[int, int], None]
 """Called with (samples done, samples in all)."""
 
 
+@dataclass(frozen=True)
+class Drawn:
+    """What one call of the factory did.
+
+    Args:
+        folder: of the dataset.
+        count: samples drawn by this call.
+        seconds: that took.
+    """
+
+    folder: Path
+    count: int
+    seconds: float
+
+    @property
+    def rate(self) -> float:
+        """Images a second; 0 if none was drawn."""
+        return self.count / self.seconds if self.count else 0.0
+
+
 def synthesize(
     model: GenerativeModel,
     plan: Plan,
     out: Path,
     *,
     recipe: dict[str, Any],
-    workers: int = 1,
+    workers: int | None = None,
     shard: tuple[int, int] = (0, 1),
     progress: Progress | None = None,
-) -> Path:
+) -> Drawn:
     """Draw the samples of a plan into a folder; run again to resume.
 
     Args:
@@ -46,7 +68,7 @@ def synthesize(
         plan: what to draw.
         out: folder of the dataset.
         recipe: resolved sections of the model's recipe.
-        workers: threads that draw units side by side on a CPU.
+        workers: threads that draw units side by side; None means one a core on a CPU, else one.
         shard: (index, count): draw every count-th unit only; whoever finishes last writes the tables.
         progress: told how many samples are done.
 
@@ -55,18 +77,20 @@ def synthesize(
     """
     about = _about(model, plan, recipe)
     if _claim(out, about):
-        return out
+        return Drawn(out, 0, 0.0)
     size = model.micro_batch
     units = [range(start, min(start + size, len(plan))) for start in range(0, len(plan), size)]
     mine = [k for k in range(shard[0], len(units), shard[1]) if not _record(out, k).is_file()]
-    done = sum(len(unit) for k, unit in enumerate(units) if _record(out, k).is_file())
+    before = done = sum(len(unit) for k, unit in enumerate(units) if _record(out, k).is_file())
     model.eval()
+    workers = workers or (os.cpu_count() or 1 if about["device"] == "cpu" else 1)
+    began = time.perf_counter()
     for k in _side_by_side(mine, workers, lambda k: _draw(model, plan, units[k], out, k)):
         done += len(units[k])
         if progress is not None:
             progress(done, len(plan))
     _assemble(model, out, units, about, recipe)
-    return out
+    return Drawn(out, done - before, time.perf_counter() - began)
 
 
 def draw_unit(model: GenerativeModel, plan: Plan, places: range) -> torch.Tensor:
@@ -121,7 +145,9 @@ def _claim(out: Path, about: dict[str, Any]) -> bool:
                 )
             return file == complete
     if out.is_dir() and any(out.iterdir()):
-        raise OutputError(f"{out}: is not empty and holds no dataset of medgen; choose another folder")
+        raise OutputError(
+            f"{out}: is not empty and holds no dataset of medgen; choose another folder"
+        )
     write_atomic(begun, json.dumps(about).encode())
     return False
 
@@ -130,9 +156,7 @@ def _record(out: Path, unit: int) -> Path:
     return out / "parts" / f"{unit:06d}.json"
 
 
-def _side_by_side(
-    units: list[int], workers: int, work: Callable[[int], None]
-) -> Iterator[int]:
+def _side_by_side(units: list[int], workers: int, work: Callable[[int], None]) -> Iterator[int]:
     if workers <= 1:
         for unit in units:
             work(unit)

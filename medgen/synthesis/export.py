@@ -6,18 +6,15 @@ import csv
 import hashlib
 import io
 import json
-import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
+from medgen.checkpoint import replacing
 from medgen.data.files import write_png
-from medgen.errors import OutputError
 from medgen.types import Batch, Schema
 
 
@@ -27,21 +24,8 @@ def write_atomic(path: Path, content: bytes) -> None:
     Raises:
         OutputError: the folder is unwritable or full.
     """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            Path(name).chmod(0o644)
-            Path(name).replace(path)
-        except BaseException:
-            Path(name).unlink(missing_ok=True)
-            raise
-    except OSError as error:
-        raise OutputError(f"{path}: cannot be written: {error.strerror or error}") from error
+    with replacing(path) as file:
+        file.write(content)
 
 
 def condition_of(conditions: Batch, index: int, schema: Schema) -> dict[str, Any]:
@@ -56,7 +40,7 @@ def condition_of(conditions: Batch, index: int, schema: Schema) -> dict[str, Any
             pairs = zip(schema.findings, row, strict=True)
             asked["findings"] = {name: value for name, value in pairs if value >= 0}
     if conditions.scalar is not None:
-        values = [round(float(value), 6) for value in conditions.scalar[index]]
+        values = [float(value) for value in conditions.scalar[index]]
         pairs = zip(schema.scalars, values, strict=True)
         asked["scalars"] = {name: value for name, value in pairs if value == value}
     return asked
@@ -81,7 +65,7 @@ def write_sample(
     write_png(files["image"], pixels, bits=8)
     if mask is not None:
         files["mask"] = folder / "masks" / f"{name}.png"
-        write_png(files["mask"], mask[None].to(torch.float32).numpy() / 255, bits=8)
+        write_png(files["mask"], mask.numpy(), bits=8)
     return {
         kind: {
             "path": str(path.relative_to(folder)),

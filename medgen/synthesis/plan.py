@@ -153,6 +153,17 @@ def plan_from_table(schema: Schema, table: Path, *, seed: int = 0) -> Plan:
     return Plan(Batch(label=label, scalar=scalar, mask=mask), tuple(seeds))
 
 
+def mask_folder(folder: Path, schema: Schema) -> Tensor:
+    """Every PNG mask of a folder, in the order of names.
+
+    Raises:
+        DataError: the model takes no masks, the folder holds none, or one does not fit.
+    """
+    if not schema.mask_classes:
+        raise DataError("this model was trained without masks; leave --masks out")
+    return read_masks(sorted(folder.glob("*.png")), schema)
+
+
 def read_masks(files: list[Path], schema: Schema) -> Tensor:
     """Masks as (m *s) integer classes, resized to the schema's size.
 

@@ -53,7 +53,10 @@ def verify(
     """
     about, records = read_dataset(folder)
     problems = list(_wrong_files(folder, records))
-    if hashlib.sha256((folder / "manifest.jsonl").read_bytes()).hexdigest() != about["manifest_sha256"]:
+    if (
+        hashlib.sha256((folder / "manifest.jsonl").read_bytes()).hexdigest()
+        != about["manifest_sha256"]
+    ):
         problems.append("manifest.jsonl: is not the manifest that was written")
     redrawn = 0
     if model is not None:
@@ -74,13 +77,17 @@ def read_dataset(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         DataError: the folder holds no complete dataset.
     """
     if not (folder / "dataset.json").is_file():
-        raise DataError(f"{folder}: holds no complete synthetic dataset (dataset.json is not there)")
+        raise DataError(
+            f"{folder}: holds no complete synthetic dataset (dataset.json is not there)"
+        )
     try:
         about = json.loads((folder / "dataset.json").read_text())
         lines = (folder / "manifest.jsonl").read_text().splitlines()
         return about, [json.loads(line) for line in lines]
     except (OSError, ValueError) as error:
-        raise DataError(f"{folder}: dataset.json or manifest.jsonl cannot be read: {error}") from error
+        raise DataError(
+            f"{folder}: dataset.json or manifest.jsonl cannot be read: {error}"
+        ) from error
 
 
 def _wrong_files(folder: Path, records: list[dict[str, Any]]) -> Iterable[str]:

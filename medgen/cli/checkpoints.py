@@ -1,0 +1,76 @@
+"""`medgen checkpoints`: list, show, verify."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+from medgen.cli.options import as_json, examples
+
+
+@click.group(epilog=examples("medgen checkpoints list", "medgen checkpoints show NAME"))
+def checkpoints() -> None:
+    """List, show and verify checkpoints."""
+
+
+@checkpoints.command("list", epilog=examples("medgen checkpoints list"))
+@as_json
+def list_checkpoints(as_json: bool) -> None:
+    """The checkpoints that come with medgen."""
+    from medgen.assembly import shipped_checkpoints
+    from medgen.checkpoint import read_metadata
+
+    found = {
+        folder.name: {
+            "recipe": json.loads(read_metadata(folder)["recipe"])["name"],
+            "megabytes": round(sum(f.stat().st_size for f in folder.iterdir()) / 1e6, 1),
+        }
+        for folder in shipped_checkpoints()
+    }
+    if as_json:
+        click.echo(json.dumps(found, indent=2))
+        return
+    for name, about in found.items():
+        click.echo(f"{name}  {about['recipe']}  {about['megabytes']} MB")
+
+
+@checkpoints.command(epilog=examples("medgen checkpoints show runs/cxr/quickstart"))
+@click.argument("checkpoint", type=click.Path(path_type=Path))
+@as_json
+def show(checkpoint: Path, as_json: bool) -> None:
+    """What a checkpoint says about itself."""
+    from medgen.assembly import find_checkpoint
+    from medgen.checkpoint import CARD, read_metadata
+
+    folder = find_checkpoint(checkpoint)
+    metadata = read_metadata(folder)
+    if as_json:
+        parsed = {
+            key: json.loads(value) if value[:1] in "{[" else value
+            for key, value in metadata.items()
+        }
+        click.echo(json.dumps(parsed, indent=2))
+        return
+    card = folder / CARD
+    if card.is_file():
+        click.echo(card.read_text(encoding="utf-8"))
+    click.echo(f"digest: {metadata.get('digest')}")
+
+
+@checkpoints.command(epilog=examples("medgen checkpoints verify runs/cxr/quickstart"))
+@click.argument("checkpoint", type=click.Path(path_type=Path))
+def verify(checkpoint: Path) -> None:
+    """Check the digest of a checkpoint, and that its weights fit its recipe."""
+    from medgen.assembly import find_checkpoint, from_pretrained
+    from medgen.checkpoint import read_metadata
+
+    folder = find_checkpoint(checkpoint)
+    if read_metadata(folder).get("kind") == "generator":
+        from_pretrained(folder)
+    else:
+        from medgen.checkpoint import read_weights
+
+        read_weights(folder)
+    click.echo(f"ok: {folder}")

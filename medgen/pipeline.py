@@ -1,0 +1,284 @@
+"""One recipe in one folder: codec, generator, synthetic dataset, evaluation, proof, report.
+
+Every stage leaves its result on disk, whole or not at all, and is left out when the result is there:
+the same command again resumes.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from medgen.assembly import (
+    build_codec,
+    build_dataset,
+    build_model,
+    from_pretrained,
+    checkpoint_metadata,
+    load_codec,
+    read_statistics,
+    train_settings,
+)
+from medgen.checkpoint import RECIPE, WEIGHTS, content_digest
+from medgen.data.latents import cached_latents
+from medgen.data.splits import Subset, by_split, check_leakage, load
+from medgen.errors import DataError, OutputError
+from medgen.model import GenerativeModel
+from medgen.protocols import Codec, Dataset
+from medgen.recipe import Recipe, digest
+from medgen.synthesis.export import write_atomic
+from medgen.synthesis.plan import Plan, describe, make_plan, plan_like
+from medgen.training.learner import TrainingData
+from medgen.types import Batch
+
+Progress = Callable[[str], AbstractContextManager[Callable[[int, int], None]]]
+"""A title -> a context that yields a function of (done, in all)."""
+
+logger = logging.getLogger(__name__)
+
+
+@contextmanager
+def silent(title: str) -> Iterator[Callable[[int, int], None]]:
+    """Progress that nobody sees."""
+    yield lambda done, total: None
+
+
+class Run:
+    """A recipe, the folder that its run leaves everything in, and the stages between.
+
+    Args:
+        recipe: checked.
+        out: the run's folder.
+        data_root: where data lives on this machine; None means MEDGEN_DATA.
+        device: "auto", "cpu", "cuda", "mps".
+        progress: shows how far a stage is.
+        say: told one sentence when a stage begins.
+
+    Raises:
+        OutputError: the folder holds a run of another recipe, or something else.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        out: Path,
+        *,
+        data_root: Path | None = None,
+        device: str = "auto",
+        progress: Progress = silent,
+        say: Callable[[str], None] = logger.info,
+    ) -> None:
+        from medgen.training.common import resolve_device
+
+        self.recipe = recipe
+        self.out = out
+        self.data_root = data_root
+        self.device = resolve_device(device)
+        self.progress = progress
+        self.say = say
+
+    @property
+    def shows_progress(self) -> bool:
+        """Whether somebody watches."""
+        return self.progress is not silent
+
+    @cached_property
+    def studies(self) -> Dataset:
+        """The dataset of the recipe; splits are by patient."""
+        dataset = build_dataset(self.recipe.sections["data"], self.data_root)
+        check_leakage(dataset.studies)
+        return dataset
+
+    def split(self, name: str) -> Subset:
+        """The studies of a split; there must be some."""
+        part = by_split(self.studies, name)
+        if not len(part):
+            raise DataError(f"no study is in split '{name}'; medgen needs all three splits")
+        return part
+
+    def describe(self) -> str:
+        """What a run would do, without doing it."""
+        counts = {name: len(self.split(name)) for name in ("train", "validation", "test")}
+        schema = self.studies.schema
+        lines = [
+            f"recipe    {self.recipe.name} ({self.recipe.digest[:19]})",
+            f"studies   {', '.join(f'{count} {name}' for name, count in counts.items())}",
+            f"schema    {schema.channels} x {' x '.join(map(str, schema.size))}, "
+            f"findings: {', '.join(schema.findings) or 'none'}",
+            f"device    {self.device}",
+            f"out       {self.out}",
+        ]
+        if self.recipe.kind == "generator":
+            model = build_model(self.recipe.sections, schema, self._fresh_codec())
+            weights = sum(p.numel() for p in model.backbone.parameters())
+            lines.insert(3, f"backbone  {weights / 1e6:.1f} M parameters, {model.codec.latent}")
+        return "\n".join(lines)
+
+    def train(self) -> Path:
+        """Train what the recipe trains; returns the run's folder."""
+        self._claim()
+        if self.recipe.kind == "codec":
+            self._train_codec(self.out)
+        else:
+            self._train_generator()
+        return self.out
+
+    def run(self) -> Path:
+        """Every stage; returns the report, or a codec's folder."""
+        self.train()
+        if self.recipe.kind == "codec":
+            return self.out
+        from medgen.evidence import evaluate_run, prove_run, report_run
+
+        self.synthesize()
+        evaluate_run(self)
+        prove_run(self)
+        return report_run(self)
+
+    def synthesize(self) -> Path:
+        """Draw the dataset of the recipe's `sample` section into `synthetic/`."""
+        from medgen.synthesis.draw import synthesize
+
+        out = self.out / "synthetic"
+        if not (out / "dataset.json").is_file():
+            self.say(f"Drawing {self.recipe.sections['sample']['count']} synthetic studies")
+            model = from_pretrained(self.out, device=self.device)
+            with self.progress("drawing") as progress:
+                drawn = synthesize(
+                    model, self._plan(model), out, recipe=self.recipe.sections, progress=progress
+                )
+            self.say(f"Drew {drawn.count} studies, {drawn.rate:.1f} images/s")
+        return out
+
+    def _plan(self, model: GenerativeModel) -> Plan:
+        """What the recipe asks for; a recipe with masks asks for those of training studies."""
+        settings = self.recipe.sections["sample"]
+        if any(part["type"] == "mask" for part in self.recipe.sections["conditioner"].values()):
+            return plan_like(self.split("train"), count=settings["count"], seed=settings["seed"])
+        return make_plan(
+            model.schema,
+            read_statistics(self.out),
+            count=settings["count"],
+            labels=settings["labels"],
+            seed=settings["seed"],
+        )
+
+    def _claim(self) -> None:
+        held = self.out / RECIPE
+        if held.is_file():
+            from medgen.recipe import load as load_recipe
+
+            other = load_recipe(held)
+            if other.digest != self.recipe.digest:
+                raise OutputError(
+                    f"{self.out}: holds a run of another recipe or of other settings "
+                    f"('{other.name}'); choose another folder with --out, or compare them: "
+                    f"medgen recipes diff {held} {self.recipe.name}"
+                )
+            return
+        if self.out.exists() and (not self.out.is_dir() or any(self.out.iterdir())):
+            raise OutputError(f"{self.out}: is not empty and holds no run; choose another --out")
+        write_atomic(held, self.recipe.to_yaml().encode())
+
+    def _fresh_codec(self) -> Codec:
+        return build_codec(self.recipe.sections["codec"], self.studies.schema)
+
+    def _train_codec(self, folder: Path) -> Codec:
+        """The trained codec of the recipe, from `folder` if it was trained before."""
+        if (folder / WEIGHTS).is_file():
+            return load_codec(folder)
+        from medgen.codecs.losses import CodecLosses
+        from medgen.training.codec import train_codec
+
+        section = self.recipe.sections["codec"]
+        if "train" not in section:
+            raise DataError(f"{self.recipe.name}: its codec has nothing to train")
+        self.say(f"Training the codec ({section['train']['images']} images)")
+        codec = self._fresh_codec()
+        train_codec(
+            codec,
+            self.split("train"),
+            self.split("validation"),
+            train_settings(section["train"]),
+            folder,
+            losses=CodecLosses(**section.get("losses", {})),
+            metadata=checkpoint_metadata("codec", self.recipe, self.studies.schema, {}),
+            identity=digest({key: self.recipe.sections[key] for key in ("data", "codec")}),
+            device=self.device,
+            progress=self.shows_progress,
+        )
+        return codec.cpu().eval()
+
+    def _codec(self) -> Codec:
+        """The recipe's codec, ready to train a generator on."""
+        from medgen.codecs.health import check_health
+
+        section = self.recipe.sections["codec"]
+        if "checkpoint" in section:
+            codec = load_codec(section["checkpoint"])
+        elif "train" in section:
+            codec = self._train_codec(self.out / "codec")
+        else:
+            codec = self._fresh_codec()
+            codec.fit(load(self.split("train"), range(min(len(self.split("train")), 2_000))).image)
+        held_out = self.split("validation")
+        check_health(codec, load(held_out, range(min(len(held_out), 256))).image).require()
+        return codec
+
+    def _train_generator(self) -> None:
+        if (self.out / WEIGHTS).is_file():
+            return
+        from medgen.training.generator import train_generator
+
+        self.say("Reading studies")
+        train, validation = self.split("train"), self.split("validation")
+        codec = self._codec()
+        model = build_model(self.recipe.sections, self.studies.schema, codec)
+        data = self._encoded(train, codec)
+        model.conditioner.fit(data.conditions)
+        statistics = describe(train, data.conditions)
+        self.say(f"Training the generator ({self.recipe.sections['train']['images']} images)")
+        train_generator(
+            model,
+            data,
+            self._encoded(validation, codec),
+            train_settings(self.recipe.sections["train"]),
+            self.out,
+            metadata=checkpoint_metadata("generator", self.recipe, self.studies.schema, statistics),
+            identity=self.recipe.digest,
+            preview=self._preview,
+            device=self.device,
+            progress=self.shows_progress,
+        )
+
+    def _encoded(self, part: Subset, codec: Codec) -> TrainingData:
+        """Latents and conditions of a split; latents come from the cache if they are there."""
+        flip = self.recipe.sections["train"]["flip"]
+        settings: dict[str, Any] = {
+            "digest": digest([self.recipe.sections["codec"], content_digest(codec.state_dict())]),
+            "cache_dir": self.out / "latents",
+            "device": self.device,
+        }
+        latents = cached_latents(part, codec, **settings)
+        flipped = cached_latents(part, codec, flip=True, **settings) if flip else None
+        return TrainingData(latents, conditions_of(part), flipped)
+
+    def _preview(self, model: GenerativeModel, images: int) -> None:
+        """Samples from fixed seeds and conditions, after `images` images of training."""
+        from medgen.report.pictures import contact_sheet
+
+        plan = plan_like(self.split("validation"), count=model.micro_batch, seed=0)
+        drawn = model.sample(plan.conditions, list(plan.seeds))
+        assert drawn.image is not None
+        contact_sheet(drawn.image, path=self.out / "samples" / f"{images:09d}.png")
+
+
+def conditions_of(dataset: Dataset) -> Batch:
+    """The conditions of all studies in one batch, read in parts so that images need not all fit."""
+    starts = range(0, len(dataset), 256)
+    parts = (load(dataset, range(k, min(k + 256, len(dataset)))) for k in starts)
+    return Batch.concat([part.conditions() for part in parts])
