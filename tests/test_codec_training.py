@@ -2,6 +2,9 @@
 
 import json
 import math
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -219,3 +222,33 @@ def test_fit_codec_is_all_that_pixels_need(tmp_path):
 def test_spread_covers_all_evenly():
     assert spread(10, 5) == [0, 2, 4, 6, 8]
     assert spread(3, 5) == [0, 1, 2]
+
+
+@pytest.mark.slow
+def test_two_processes_equal_one(tmp_path):
+    """Five steps with the critic on, its weight balanced over both processes."""
+    program = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from pathlib import Path
+import test_codec_training as t
+settings = t.TrainSettings(images=40, batch=8, warmup=8, clip=1e9, ema_halflife=1)
+losses = t.CodecLosses(perceptual="features", critic_channels=8)
+t.train(Path(sys.argv[2]), settings=settings, losses=losses)
+"""
+    script = tmp_path / "program.py"
+    script.write_text(program)
+    states = []
+    for processes in (1, 2):
+        out = tmp_path / str(processes)
+        launch = ["-m", "torch.distributed.run", "--nproc-per-node", str(processes)]
+        command = [sys.executable, *launch, "--master-port", "0", "--standalone", str(script)]
+        done = subprocess.run(
+            [*command, str(Path(__file__).parent), str(out)], capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+        states.append(read_weights(out / "state" / "000000000040.safetensors")[0])
+    assert states[0].keys() == states[1].keys()
+    for name, tensor in states[0].items():
+        if name.startswith(("codec.net", "critic.")):
+            torch.testing.assert_close(tensor, states[1][name], atol=1e-5, rtol=0)
