@@ -13,6 +13,7 @@ from tiny_run import SETTINGS, build, run, studies
 
 from medgen.checkpoint import content_digest, load_into, read_metadata, read_weights
 from medgen.errors import DataError, DeviceError, HealthError, OutputError, RecipeError
+from medgen.objectives.flow_matching import FlowMatching
 from medgen.rng import Rng
 from medgen.settings import TrainSettings
 from medgen.training.common import (
@@ -272,10 +273,13 @@ def test_preview_sees_averaged_weights_and_may_use_randomness(tmp_path):
         seen[images] = content_digest(model.state_dict())
         torch.rand(5)
 
-    shown = run(tmp_path / "shown", preview=preview)
-    plain = run(tmp_path / "plain")
-    assert list(seen) == [160, 320]
+    settings = replace(SETTINGS, validate_every=40)
+    shown = run(tmp_path / "shown", settings, preview=preview)
+    plain = run(tmp_path / "plain", settings)
+    assert list(seen) == list(range(40, 321, 40))
     assert seen[320] == shown.digest == plain.digest
+    # The weak model is the average after an eighth of the run.
+    assert read_metadata(tmp_path / "plain" / "weak.safetensors")["digest"] == seen[40]
 
 
 def test_nan_stops_the_run_and_keeps_the_last_good_state(tmp_path):
@@ -297,6 +301,22 @@ def test_nan_stops_the_run_and_keeps_the_last_good_state(tmp_path):
     resumed = run(tmp_path, settings)
     assert resumed.resumed == 80
     assert resumed.digest == run(tmp_path / "whole", settings).digest
+
+
+def test_validation_by_time_files_losses_under_their_t(tmp_path):
+    class LossIsTime(FlowMatching):
+        def loss(self, net, z, rng):
+            t = rng.uniform()
+            net(z, t)
+            return t
+
+    model = build()
+    model.objective = LossIsTime()
+    learner = Learner(model, SETTINGS, device="cpu", snapshots=tmp_path)
+    values = learner.validate(studies(200))
+    for place, mean in enumerate(values["validation_loss_by_t"]):
+        assert place / 4 <= mean < (place + 1) / 4
+    assert values == learner.validate(studies(200))  # the same draws every time
 
 
 # wrong input

@@ -20,8 +20,8 @@ class Journal:
     Args:
         path: `log.jsonl`; lines of steps after `step` are cut off, they will come again.
         step: steps done so far.
-        total: images of the whole run.
         images: images seen so far.
+        total: images of the whole run.
         title: what the progress bar calls the run.
         progress: show the bar.
     """
@@ -31,8 +31,8 @@ class Journal:
         path: Path,
         *,
         step: int,
+        images: int,
         total: int,
-        images: int = 0,
         title: str = "training",
         progress: bool = True,
     ) -> None:
@@ -64,10 +64,16 @@ class Journal:
         except OSError as error:
             raise unwritable(self.path, error) from error
         if self._board is not None:
-            for name, value in _flat(values).items():
-                self._board.add_scalar(name, value, images)
+            self._mirror(self._board, images, values)
         if self._bar is not None:
             self._bar.move(images, values.get("loss"))
+
+    def _mirror(self, board: Any, images: int, values: Mapping[str, Any]) -> None:
+        try:
+            for name, value in _flat(values).items():
+                board.add_scalar(name, value, images)
+        except OSError as error:
+            raise unwritable(self.path.parent / "tensorboard", error) from error
 
     def sync(self) -> None:
         """Make sure that the lines are on disk, before a state that counts on them is saved.

@@ -23,6 +23,7 @@ from medgen.training.common import (
     make_accelerator,
     make_optimizer,
     optimizer_step,
+    seed_global,
     set_learning_rate,
     share,
     step_seeds,
@@ -114,8 +115,7 @@ class Learner:
         rank, processes = accelerator.process_index, accelerator.num_processes
         chosen = share(indices(settings.seed, len(data), step, settings.batch), rank, processes)
         seeds = share(step_seeds(settings.seed, step, settings.batch), rank, processes)
-        # Dropout inside a network draws from the global generator.
-        torch.manual_seed(derive(settings.seed, "dropout", step, rank))
+        seed_global(derive(settings.seed, "dropout", step, rank), self.device)
         self.model.train()
         self.gradients.zero()
         total = torch.zeros((), device=self.device)
