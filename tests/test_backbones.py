@@ -412,4 +412,4 @@ def test_a_backbone_learns_what_its_conditions_say(name):
         optimiser.step()
         losses.append(loss.item())
     assert losses[0] > 0.99
-    assert sum(losses[-20:]) / 20 < 0.35
+    assert sum(losses[-20:]) / 20 < 0.45
