@@ -24,9 +24,10 @@ DIVISIONS = ((1, 2, 3), (3, 1, 2), (2, 2, 2), (3, 3), (1, 1, 1, 3), (2, 1, 2, 1)
 class Simulated:
     """Frontal chest radiographs of simulated adults, with findings, masks and cardiothoracic ratio.
 
-    Study i depends on the seed, i, the size and the findings alone, not on the count or on what was read
-    before. Studies of one patient share anatomy and findings, and differ in position and exposure. A study
-    is made when it is first read, then kept in memory.
+    Study i depends on the seed, i, the size and the findings alone, not on the count or on what was
+    read before; only its split depends on who else is there. Studies of one patient share anatomy
+    and findings, and differ in position and exposure. A patient's studies are made when one of them
+    is first read, then kept in memory.
 
     Args:
         count: number of studies.
@@ -61,7 +62,6 @@ class Simulated:
             for i, (patient, split) in enumerate(zip(patients, splits, strict=True))
         )
         self._made: dict[int, Radiograph] = {}
-        self._last: tuple[int, Thorax] | None = None
 
     def __len__(self) -> int:
         return len(self.studies)
@@ -72,7 +72,7 @@ class Simulated:
             raise IndexError(f"study {index} of a dataset of {len(self)}")
         index %= len(self)
         if index not in self._made:
-            self._made[index] = self._make(index)
+            self._make(self._owners[index])
         shot = self._made[index]
         present = [int(name in shot.findings) for name in self.schema.findings]
         return Batch(
@@ -88,13 +88,14 @@ class Simulated:
             ),
         )
 
-    def _make(self, index: int) -> Radiograph:
-        owner = self._owners[index]
-        if self._last is None or self._last[0] != owner:
-            self._last = (owner, self._thorax(owner))
-        rng = np.random.default_rng(derive(self.seed, "exposure", index))
+    def _make(self, owner: int) -> None:
+        """Make all studies of a patient, since most of the work is the patient."""
+        patient = self._thorax(owner)
         height, width = self.schema.size
-        return radiograph(self._last[1], (height, width), rng)
+        for index in range(owner, min(owner + BLOCK, len(self))):
+            if self._owners[index] == owner:
+                rng = np.random.default_rng(derive(self.seed, "exposure", index))
+                self._made[index] = radiograph(patient, (height, width), rng)
 
     def _thorax(self, owner: int) -> Thorax:
         rng = np.random.default_rng(derive(self.seed, "findings", owner))

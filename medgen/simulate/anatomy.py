@@ -11,11 +11,11 @@ FINDINGS = ("cardiomegaly", "consolidation", "effusion", "nodule", "pneumothorax
 """What can be planted, in the order of labels."""
 
 SIZES: Mapping[str, tuple[float, float]] = {
-    "cardiomegaly": (0.56, 0.66),
-    "consolidation": (150.0, 600.0),
-    "effusion": (300.0, 1300.0),
-    "nodule": (22.0, 46.0),
-    "pneumothorax": (350.0, 1100.0),
+    "cardiomegaly": (0.55, 0.65),
+    "consolidation": (150.0, 450.0),
+    "effusion": (300.0, 900.0),
+    "nodule": (32.0, 54.0),
+    "pneumothorax": (500.0, 950.0),
 }
 """Range of drawn sizes: cardiothoracic ratio, ml, ml, mm of diameter, ml."""
 
@@ -93,7 +93,7 @@ def draw_anatomy(rng: np.random.Generator) -> Anatomy:
         pitch=stature * rng.uniform(20.5, 23.5),
         rib_slope=stature * rng.uniform(78, 112),
         rib_height=stature * rng.uniform(6.8, 8.2),
-        bone=rng.uniform(0.9, 1.15) - 0.004 * max(age - 50, 0),
+        bone=rng.uniform(0.75, 1.1) - 0.004 * max(age - 50, 0),
         scoliosis=rng.normal(0, 4) + (rng.normal(0, 10) if rng.random() < 0.15 else 0),
         shoulder=rng.uniform(-16, 16),
         arm=rng.uniform(4, 26),
@@ -108,7 +108,7 @@ def draw_findings(
 ) -> dict[str, float]:
     """Findings of a patient with their sizes (see `SIZES`), each present independently.
 
-    The same numbers are drawn whatever `names` holds, so a finding that is left out changes no other.
+    The same numbers are drawn whatever `names` holds: a finding left out changes no other.
 
     Args:
         rng: draws presence and size.

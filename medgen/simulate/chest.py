@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from medgen.simulate.anatomy import Anatomy
-from medgen.simulate.shapes import Array, Box, Grid, capsules, cover, ellipsoid, paint, profile
+from medgen.simulate.shapes import Array, Box, Grid, capsules, cover, paint, profile
 
 POWER = 2.3
 """Exponent of the superellipses that a chest's cross-sections are: 2 is an ellipse."""
@@ -107,7 +107,8 @@ def midline(grid: Grid, anatomy: Anatomy, wide: float) -> Array:
     cage = cage_of(anatomy, z)
     half = profile([(-5, 44), (8, 32), (25, 25), (60, 23), (110, 19), (180, 16)], z)
     half = half * (0.3 + 0.7 * np.exp(-np.square((y - 18) / 52)))
-    spine = cover((cage.spine_y - 22) - y, wide) * 24
+    front = np.clip((cage.spine_y - y) / 24, 0, 1)
+    spine = 26 * np.sqrt(1 - front**2)
     return cover(np.abs(x - cage.spine_x) - np.maximum(half, spine), wide)
 
 

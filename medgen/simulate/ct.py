@@ -1,4 +1,4 @@
-"""Simulated chest CT: procedurally varied thorax volumes in HU with exact label maps and findings of known size."""
+"""Simulated chest CT: varied thorax volumes in HU with exact labels and findings of known size."""
 
 from __future__ import annotations
 
@@ -30,6 +30,10 @@ LABELS = (
 """Classes of a label map."""
 LUNG = tuple(LABELS.index(name) for name in ("lung", "consolidation", "nodule", "pneumothorax"))
 """Labels that make up the lung fields; a collapsed lung's free air is seen as part of them."""
+COLLAPSE = 0.2
+"""How much denser a lung gets beside a pneumothorax, as a share of soft tissue."""
+FULLEST = 0.9
+"""Share of a lung that a finding may fill, where the other lung has more room."""
 FIELD = 416.0
 """Extent (mm) of a volume along z and x."""
 DEPTH = (-148.0, 148.0)
@@ -46,7 +50,7 @@ class Thorax:
         spacing: mm between voxels along z, y, x.
         origin: mm of the centre of voxel (0, 0, 0); 0 is the lungs' apex, mid-depth, midline.
         findings: what is planted and how large: `cardiomegaly` as cardiothoracic ratio,
-            `nodule` as diameter in mm, the others in ml.
+            `nodule` as diameter in mm of each of one to three, the others in ml.
         anatomy: the numbers that it was built from.
     """
 
@@ -163,7 +167,7 @@ def _chest_contents(work: _Work, seed: int, wanted: Mapping[str, float]) -> None
     paint(volume, np.maximum(space - lung, 0), chest.BLOOD)
     labels[lung > 0.5] = LABELS.index("lung")
     labels[(heart > 0.5) & (lung <= 0.5)] = LABELS.index("heart")
-    _lungs(work, lung, heart, seed, wanted)
+    _lungs(work, lung, seed, wanted)
     _airways(work)
 
 
@@ -225,47 +229,54 @@ def _great_vessels(work: _Work, central: Array) -> None:
         np.maximum(central[box], cover(distance, work.wide), out=central[box])
 
 
-def _lungs(work: _Work, lung: Array, heart: Array, seed: int, wanted: Mapping[str, float]) -> None:
-    """Air, vessels and findings, painted in this order."""
-    part, wide = work.part, work.wide
+def _lungs(work: _Work, lung: Array, seed: int, wanted: Mapping[str, float]) -> None:
+    """Air, vessels and findings; each finding takes its room from those that come after it."""
+    part, wide, wall = work.part, work.wide, work.wall
     rng = np.random.default_rng(derive(seed, "findings"))
-    sides = {-1: part.coordinates()[2] < 0, 1: part.coordinates()[2] >= 0}
-    picked = {name: int(rng.choice([-1, 1])) for name in FINDINGS}
-    rooms = {name: lung * sides[picked[name]] for name in wanted if name != "cardiomegaly"}
-    volume, labels = work.volume[work.box], work.labels[work.box]
     air = np.full(lung.shape, work.anatomy.lung, dtype=np.float32)
-    vessels = _vessel_share(work, seed)
-    shadow = ((heart > 0.5).any(axis=1) | (part.coordinates()[0] > work.floor.min(axis=1))[:, 0])[
-        :, None
-    ]
-    if "consolidation" in wanted:
-        center = findings.seat(part, rooms["consolidation"], shadow, rng, wall=work.wall, margin=12)
-        share = findings.consolidation(
-            part, rooms["consolidation"], center, wanted["consolidation"], rng
-        )
-        paint(air, share * rng.uniform(0.72, 0.95), 30.0)
-        labels[share > 0.5] = LABELS.index("consolidation")
-    paint(air, vessels, chest.BLOOD)
-    if "nodule" in wanted:
-        radius = wanted["nodule"] / 2
-        spots = [
-            findings.seat(part, rooms["nodule"], shadow, rng, wall=work.wall, margin=radius + 2)
-        ]
-        share = findings.nodules(part, np.array(spots), wanted["nodule"], wide)
-        paint(air, share, 45.0)
-        labels[share > 0.5] = LABELS.index("nodule")
-    if "pneumothorax" in wanted:
-        room = rooms["pneumothorax"]
-        share, line = findings.pneumothorax(part, room, work.wall, wanted["pneumothorax"], wide)
-        paint(air, room * 0.10, chest.MUSCLE)
-        paint(air, share, -1000.0)
-        paint(air, line, chest.MUSCLE)
-        labels[share > 0.5] = LABELS.index("pneumothorax")
+    paint(air, _vessel_share(work, seed), chest.BLOOD)
+    free = lung.copy()
+    inside = np.maximum(lung, 1e-3)
     if "effusion" in wanted:
-        share = findings.effusion(part, rooms["effusion"], work.wall, wanted["effusion"], wide)
-        paint(air, np.minimum(share / np.maximum(lung, 1e-3), 1), 12.0)
-        labels[share > 0.5] = LABELS.index("effusion")
-    paint(volume, lung, air)
+        room = _side(work, free, wanted["effusion"], rng)
+        share = findings.effusion(part, room, wall, wanted["effusion"], wide)
+        paint(air, np.minimum(share / inside, 1), 12.0)
+        _mark(work, free, share, "effusion")
+    if "pneumothorax" in wanted:
+        room = _side(work, free, wanted["pneumothorax"], rng)
+        share, line = findings.pneumothorax(part, room, wall, wanted["pneumothorax"], wide)
+        paint(air, room * COLLAPSE, chest.MUSCLE)
+        paint(air, np.minimum(share / inside, 1), chest.AIR)
+        paint(air, line, chest.MUSCLE)
+        _mark(work, free, share, "pneumothorax")
+    if "consolidation" in wanted:
+        room = _side(work, free, wanted["consolidation"], rng)
+        center = findings.seat(part, room, lung, wall, 12, rng)
+        share = findings.consolidation(part, room, center, wanted["consolidation"], rng)
+        paint(air, share * rng.uniform(0.75, 0.95), 30.0)
+        _mark(work, free, share, "consolidation")
+    if "nodule" in wanted:
+        for center in findings.seats(part, free, lung, wall, wanted["nodule"], rng):
+            share = findings.nodule(part, center, wanted["nodule"], wide)
+            paint(air, share, 110.0)
+            _mark(work, free, share, "nodule")
+    paint(work.volume[work.box], lung, air)
+
+
+def _side(work: _Work, free: Array, volume: float, rng: np.random.Generator) -> Array:
+    """What is free of one lung, chosen at random from those with room for a volume (ml)."""
+    x = work.part.coordinates()[2]
+    rooms = [free * (x < 0), free * (x >= 0)]
+    first = int(rng.integers(2))
+    sizes = [float(room.sum()) * work.grid.voxel / 1000 for room in rooms]
+    fits = FULLEST * sizes[first] > volume or sizes[first] >= sizes[1 - first]
+    return rooms[first if fits else 1 - first]
+
+
+def _mark(work: _Work, free: Array, share: Array, label: str) -> None:
+    """Label the voxels of which more than half is inside, and take them from what is free."""
+    work.labels[work.box][share > 0.5] = LABELS.index(label)
+    np.clip(free - share, 0, 1, out=free)
 
 
 def _vessel_share(work: _Work, seed: int) -> Array:

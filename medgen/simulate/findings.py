@@ -1,12 +1,13 @@
-"""Findings planted in simulated lungs, each grown until it has exactly the volume that was asked for."""
+"""Findings planted in simulated lungs, each grown until it has the volume that was asked for."""
 
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
 from medgen.simulate.shapes import Array, Grid, cover, ellipsoid
 
-LINE = 1.8
+LINE = 3.0
 """Thickness (mm) of the visceral pleura that edges a collapsed lung."""
 
 
@@ -35,7 +36,7 @@ def fill(field: Array, room: Array, volume: float, voxel: float) -> float:
 
 
 def effusion(grid: Grid, room: Array, wall: Array, volume: float, wide: float) -> Array:
-    """Share of voxels filled by free pleural fluid: it pools at the base and climbs along the wall."""
+    """Share of voxels filled by free pleural fluid: it pools at the base and climbs the wall."""
     z, _, _ = grid.coordinates()
     field = 45 * np.exp(-np.maximum(wall, 0) / 11)
     field += z
@@ -52,7 +53,7 @@ def pneumothorax(
     Air gathers at the apex and along the side wall; the lung shrinks towards its hilum.
     """
     z, y, _ = grid.coordinates()
-    field = wall + 0.16 * z + 0.10 * np.abs(y)
+    field = wall + 0.34 * z + 0.34 * np.abs(y)
     level = fill(field, room, volume, grid.voxel)
     field -= level
     line = np.maximum(1 - np.abs(field) / wide, 0) * (LINE / wide)
@@ -60,7 +61,7 @@ def pneumothorax(
 
 
 def consolidation(
-    grid: Grid, room: Array, center: np.ndarray, volume: float, rng: np.random.Generator
+    grid: Grid, room: Array, center: NDArray[np.float64], volume: float, rng: np.random.Generator
 ) -> Array:
     """Share of voxels whose air is replaced by fluid, with ragged edges, around a centre."""
     z, y, x = grid.coordinates()
@@ -79,36 +80,51 @@ def consolidation(
     return room * cover(field - level, 16.0)
 
 
-def nodules(grid: Grid, centers: np.ndarray, diameter: float, wide: float) -> Array:
-    """Share of voxels inside spheres of one diameter (mm) around the centres (c, 3)."""
+def nodule(grid: Grid, center: NDArray[np.float64], diameter: float, wide: float) -> Array:
+    """Share of voxels inside a sphere of a stated diameter (mm)."""
     share = np.zeros(grid.shape, dtype=np.float32)
-    for center in centers:
-        box, distance = ellipsoid(grid, center, (diameter / 2,) * 3)
-        share[box] = np.maximum(share[box], cover(distance, wide))
+    box, distance = ellipsoid(grid, center, (diameter / 2,) * 3)
+    share[box] = cover(distance, wide)
     return share
 
 
 def seat(
-    grid: Grid,
-    room: Array,
-    shadow: Array,
-    rng: np.random.Generator,
-    *,
-    margin: float = 0.0,
-    wall: Array,
-) -> np.ndarray:
-    """A random place (z, y, x in mm) in a room, seen from the front without anything before it.
+    grid: Grid, room: Array, lung: Array, wall: Array, margin: float, rng: np.random.Generator
+) -> NDArray[np.float64]:
+    """A random place (z, y, x in mm) that shows from the front: rays through it cross much lung.
 
     Args:
-        grid: of the room.
+        grid: of the other arrays.
         room: share of every voxel that can be sat in.
-        shadow: (Z 1 X), true where a ray from the front meets the heart or passes below a dome.
-        rng: chooses.
-        margin: depth (mm) under the chest wall that is wanted.
+        lung: share of every voxel that is lung.
         wall: depth (mm) under the chest wall.
+        margin: depth (mm) under the chest wall that is wanted.
+        rng: chooses.
     """
-    free = np.flatnonzero((room > 0.99) & (wall > margin) & ~shadow)
+    path = lung.sum(axis=1)
+    best = np.maximum(0.85 * path.max(axis=1, keepdims=True), 0.62 * path.max())
+    open_view = (path > best)[:, None]
+    free = np.flatnonzero((room > 0.99) & (wall > margin) & open_view)
     if not len(free):
-        free = np.flatnonzero(room > 0.99)
+        free = np.flatnonzero(
+            room * np.clip(wall, 0, margin) == (room * np.clip(wall, 0, margin)).max()
+        )
     chosen = np.unravel_index(int(rng.choice(free)), grid.shape)
     return np.array([grid.axis(a)[i] for a, i in enumerate(chosen)])
+
+
+def seats(
+    grid: Grid, room: Array, lung: Array, wall: Array, diameter: float, rng: np.random.Generator
+) -> list[NDArray[np.float64]]:
+    """Places for one to three spheres of a diameter (mm) that do not touch; arguments as of `seat`."""
+    z, y, x = grid.coordinates()
+    open_room, found = room, []
+    for _ in range(int(rng.integers(1, 4))):
+        if found and not (open_room > 0.99).any():
+            break
+        center = seat(grid, open_room, lung, wall, diameter / 2 + 3, rng)
+        apart = np.square(z - center[0]) + np.square(y - center[1]) + np.square(x - center[2])
+        if all(np.linalg.norm(center - other) > 1.1 * diameter for other in found):
+            found.append(center)
+        open_room = open_room * (apart > (1.1 * diameter) ** 2)
+    return found

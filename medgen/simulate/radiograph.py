@@ -1,22 +1,24 @@
-"""Simulated radiographs: a thorax in HU projected from any side, with scatter, noise and a detector's response.
+"""Simulated radiographs: a thorax in HU seen from any side, with scatter, noise and a detector.
 
-The beam is divergent: depth by depth, a slice of the volume is magnified onto the detector with exact
-area weights, so attenuation is neither lost nor made.
+The beam is divergent: depth by depth, a slice of the volume is magnified onto the detector with
+exact area weights, so attenuation is neither lost nor made.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.ndimage import affine_transform, gaussian_filter
+from scipy.ndimage import gaussian_filter, rotate
 from scipy.sparse import csr_array
 
 from medgen.simulate.ct import LABELS, LUNG, Thorax
 from medgen.simulate.shapes import Array
 
+Value = TypeVar("Value", np.floating, np.int32)
 MASK_CLASSES = ("background", "lung", "heart")
 """Classes of a radiograph's mask; the heart lies over the lungs."""
 _CODES = np.zeros(len(LABELS), dtype=np.int32)
@@ -26,9 +28,9 @@ _CODES[LABELS.index("effusion")] = 1 << 20
 LUNG_PATH, HEART_PATH = 45.0, 12.0
 """mm of lung or heart that a ray must cross for its pixel to be of that class."""
 WATER = ((0.0226, 0.5), (0.0188, 0.5))
-"""Attenuation of water (mm^-1) at about 50 and 78 keV, and the beam's share there. Source: NIST XCOM."""
+"""Attenuation of water (mm^-1) at about 50 and 78 keV, and the beam's share there. Source: XCOM."""
 BONE_EXCESS = 0.7
-"""What the photoelectric effect adds to bone at radiographic energies, as a share of its excess HU."""
+"""What the photoelectric effect adds to bone at these energies, as a share of its excess HU."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,7 @@ class View:
     """Where the source, the patient and the detector stand.
 
     Args:
-        angle: degrees that the patient is turned about the long axis: 0 frontal, 90 left side lateral.
+        angle: degrees that the patient is turned about the long axis: 0 frontal, 90 lateral.
         tilt: degrees of the beam towards the head.
         roll: degrees that the image is turned in its plane.
         field: mm along the longer side of the image, measured at the patient's midline.
@@ -87,8 +89,8 @@ class Radiograph:
         image: (H W) in [-1, 1], bone bright.
         mask: (H W) indices of `MASK_CLASSES`.
         findings: what is planted and how large, see `Thorax.findings`.
-        cardiothoracic_ratio: width of the heart over the inner width of the chest, measured on the image's
-            exact regions; NaN where the view shows no heart.
+        cardiothoracic_ratio: width of the heart over the inner width of the chest, measured on
+            the exact regions; NaN where the image shows no heart or no lung.
         spacing: mm between pixels at the patient's midline.
     """
 
@@ -182,18 +184,19 @@ def density(volume: Array) -> Array:
 def project(volume: Array, thorax: Thorax, view: View, size: tuple[int, int]) -> Array:
     """Line integrals (mm times the volume's unit) of a volume on the grid of a thorax, (H W).
 
-    For a parallel beam and a field that holds all of it, the sum over the detector times its pixel area
-    is the volume's integral, whatever the angle. `View.roll` is left to `roll`.
+    For a parallel beam and a field that holds all of it, the sum over the detector times its pixel
+    area is the volume's integral, whatever the angle. `View.roll` is left to `roll`.
     """
     beam = _Beam(thorax, view, size)
     return beam.cast(beam.slabs(volume))
 
 
 class _Beam:
-    """What a view makes of a grid: slabs along the beam, and where each row and column of them falls."""
+    """What a view makes of a grid: slabs along the beam, and where their rows and columns fall."""
 
     def __init__(self, thorax: Thorax, view: View, size: tuple[int, int]) -> None:
         pixel = view.field / max(size)
+        self.size = size
         self.turns = round(view.angle / 90) % 4
         rest = np.deg2rad(view.angle - 90 * round(view.angle / 90))
         z, y, x = (
@@ -217,16 +220,16 @@ class _Beam:
         )
         self.scale = np.float32(np.prod(thorax.spacing) / pixel**2)
 
-    def slabs(self, volume: NDArray[np.generic]) -> NDArray[np.generic]:
+    def slabs(self, volume: NDArray[Value]) -> NDArray[Value]:
         """Sums of neighbouring slices, which are magnified alike, (D Z n)."""
         turned = volume.swapaxes(1, 2) if self.turns % 2 else volume
         ends = [*self.starts[1:], turned.shape[1]]
         pairs = zip(self.starts, ends, strict=True)
         return np.stack([turned[:, a:b].sum(axis=1, dtype=volume.dtype) for a, b in pairs])
 
-    def cast(self, slabs: NDArray[np.generic]) -> Array:
+    def cast(self, slabs: Array) -> Array:
         """Line integrals (H W) of slabs."""
-        total = np.zeros((self.rows[0].shape[0], self.columns[0].shape[0]), dtype=np.float32)
+        total = np.zeros(self.size, dtype=np.float32)
         for rows, columns, slab in zip(self.rows, self.columns, slabs, strict=True):
             total += (columns @ (rows @ slab).T).T
         return total * self.scale
@@ -264,10 +267,7 @@ def roll(image: Array, degrees: float) -> Array:
     """Turn an image about its centre; what comes from outside repeats the edge."""
     if not degrees:
         return image
-    angle = np.deg2rad(degrees)
-    turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
-    middle = (np.array(image.shape) - 1) / 2
-    return affine_transform(image, turn, middle - turn @ middle, order=1, mode="nearest")
+    return rotate(image, degrees, reshape=False, order=1, mode="nearest")
 
 
 def expose(water: Array, pixel: float, exposure: Exposure, rng: np.random.Generator) -> Array:

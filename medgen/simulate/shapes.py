@@ -1,7 +1,7 @@
-"""Solids on a voxel grid: soft coverage of implicit shapes, and splatting of tubes too thin for a voxel.
+"""Solids on a voxel grid: soft coverage of implicit shapes, and splatting of tubes below its size.
 
-Axes are always (z, y, x) in mm: z downwards (inferior), y backwards (posterior), x to the patient's left,
-which is the right-hand side of a frontal radiograph.
+Axes are always (z, y, x) in mm: z downwards (inferior), y backwards (posterior), x to the patient's
+left, which is the right-hand side of a frontal radiograph.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.interpolate import PchipInterpolator
 
-Array = NDArray[np.float32]
+Array = NDArray[np.floating]
+Coordinates = Sequence[float] | NDArray[np.floating]
 Box = tuple[slice, slice, slice]
 
 
@@ -52,8 +53,8 @@ class Grid:
         steps = np.arange(self.shape[number], dtype=np.float32)
         return self.origin[number] + self.spacing[number] * steps
 
-    def box(self, low: Sequence[float], high: Sequence[float]) -> Box:
-        """The voxels between two corners (mm), clipped to the grid; at least one along each axis."""
+    def box(self, low: Coordinates, high: Coordinates) -> Box:
+        """The voxels between two corners (mm), clipped to the grid; at least one an axis."""
         slices: list[slice] = []
         for a, b, start, step, count in zip(
             low, high, self.origin, self.spacing, self.shape, strict=True
@@ -104,8 +105,8 @@ def profile(knots: Sequence[tuple[float, float]], at: Array) -> Array:
 
 def ellipsoid(
     grid: Grid,
-    center: Sequence[float],
-    radii: Sequence[float],
+    center: Coordinates,
+    radii: Coordinates,
     turn: NDArray[np.float64] | None = None,
 ) -> tuple[Box, Array]:
     """Signed distance (mm, to first order) from an ellipsoid, in the box around it.
@@ -114,7 +115,7 @@ def ellipsoid(
         grid: where it stands.
         center: z, y, x in mm.
         radii: semi-axes in mm.
-        turn: (3, 3) rotation whose columns are the directions of the semi-axes; None means the axes.
+        turn: (3, 3) rotation whose columns are the semi-axes' directions; None: the grid's.
     """
     turned = np.eye(3) if turn is None else turn
     reach = np.sqrt((turned**2) @ np.square(radii)) + np.array(grid.spacing)
@@ -136,21 +137,18 @@ def splat(grid: Grid, points: NDArray[np.floating], volumes: NDArray[np.floating
 
     What falls outside the grid is lost.
     """
-    place = (points - np.array(grid.origin)) / np.array(grid.spacing)
-    first = np.floor(place).astype(np.int64)
+    place = ((points - np.array(grid.origin)) / np.array(grid.spacing)).astype(np.float32)
+    first = np.floor(place)
     inside = np.all((first >= 0) & (first < np.array(grid.shape) - 1), axis=1)
-    first, after = first[inside], (place[inside] - first[inside])
-    before, mass = 1 - after, volumes[inside] / grid.voxel
+    first, place, mass = first[inside], place[inside], volumes[inside] / grid.voxel
+    after = (place - first).T
+    sides = (1 - after, after)
     strides = np.array([grid.shape[1] * grid.shape[2], grid.shape[2], 1])
-    flat = first @ strides
-    indices, weights = [], []
+    flat = first.astype(np.int64) @ strides
+    total = np.zeros(int(np.prod(grid.shape)))
     for corner in np.ndindex(2, 2, 2):
-        near = [after[:, a] if up else before[:, a] for a, up in enumerate(corner)]
-        indices.append(flat + int(np.dot(corner, strides)))
-        weights.append(mass * near[0] * near[1] * near[2])
-    total = np.bincount(
-        np.concatenate(indices), np.concatenate(weights), minlength=int(np.prod(grid.shape))
-    )
+        share = mass * sides[corner[0]][0] * sides[corner[1]][1] * sides[corner[2]][2]
+        total += np.bincount(flat + int(np.dot(corner, strides)), share, minlength=len(total))
     return np.minimum(total, 1).astype(np.float32).reshape(grid.shape)
 
 

@@ -1,4 +1,4 @@
-"""Bones of a simulated thorax: ribs on the cage's surface, a column of vertebrae, the shoulder girdle."""
+"""Bones of a simulated thorax: ribs on the cage, a column of vertebrae, the shoulder girdle."""
 
 from __future__ import annotations
 
@@ -10,6 +10,13 @@ from medgen.simulate.shapes import Array, Grid, capsules, cover, ellipsoid
 
 CORTEX, MARROW, DISC = 1450.0, 320.0, 40.0
 """HU of compact bone, spongy bone and discs."""
+_NUMBERS = np.arange(12)
+SLIM = np.interp(_NUMBERS, [0, 1, 6, 11], [1.15, 1.0, 1.0, 0.75]).astype(np.float32)
+"""Relative height of every rib's cross-section, from the first to the twelfth."""
+REACH = np.interp(_NUMBERS, [0, 3, 6, 9, 10, 11], [2.45, 2.5, 2.3, 1.95, 1.5, 1.05]).astype(
+    np.float32
+)
+"""Angle (rad, from the spine) at which every rib turns to cartilage or ends."""
 
 
 def skeleton(
@@ -28,7 +35,7 @@ def skeleton(
 def _ribs(
     grid: Grid, anatomy: Anatomy, rng: np.random.Generator, share: Array, extra: Array
 ) -> None:
-    """Twelve pairs at once: a rib's number is solved for at every voxel of a shell around the cage."""
+    """Twelve pairs at once: each voxel of a shell around the cage finds its rib's number."""
     reach = (anatomy.half_depth + 18, anatomy.half_width + 18)
     box = grid.box((-28, -reach[0], -reach[1]), (anatomy.height + 105, reach[0], reach[1]))
     part = grid.within(box)
@@ -36,7 +43,7 @@ def _ribs(
     cage = cage_of(anatomy, z)
     terms = superellipse(x, y - cage.middle, cage.half_width, cage.half_depth)
     total = terms[0] + terms[1]
-    near = np.nonzero((total > 0.97) & (total < 1.5))
+    near = np.nonzero((total > 0.99) & (total < 1.42))
     level = total[near] ** np.float32(1 / POWER)
     high, back, side = z[near[0], 0, 0], (y - cage.middle)[near[0], near[1], 0], x[0, 0, near[2]]
     outside = np.hypot(back, side) * (1 - 1 / level)
@@ -45,13 +52,13 @@ def _ribs(
     )
     fall = (1 - np.cos(theta)) / 2 + 0.14 * np.sin(theta)
     first, growth = 34.0, (anatomy.rib_slope - 34) / 6.0
-    tilt = rng.normal(0, 0.05, 2)[(side > 0).astype(int)] + 1
+    tilt = (rng.normal(1, 0.05, 2).astype(np.float32))[(side > 0).astype(np.intp)]
     number = (high + 20 - first * fall * tilt) / (anatomy.pitch + growth * fall * tilt)
-    rib = np.round(np.clip(number, 0, 11))
+    rib = np.round(np.clip(number, 0, 11)).astype(np.intp)
     drop = (number - rib) * (anatomy.pitch + growth * fall * tilt)
-    slim = anatomy.rib_height * np.interp(rib, [0, 1, 6, 11], [1.15, 1.0, 1.0, 0.75])
+    slim = (anatomy.rib_height * SLIM)[rib]
     radial = np.hypot(drop / slim * np.cos(0.55 * fall), (outside - 5.5) / 5.0)
-    end = np.interp(rib, [0, 3, 6, 9, 10, 11], [2.45, 2.5, 2.3, 1.95, 1.5, 1.05])
+    end = REACH[rib]
     inside = cover(((radial - 1) * 4.5).astype(np.float32), max(min(grid.spacing) * 1.1, 2.0))
     inside *= np.clip((end - theta) / 0.06 + 0.5, 0, 1) * np.clip((theta - 0.1) / 0.05, 0, 1)
     rim = np.clip((radial - 0.35) / 0.5, 0, 1)
@@ -76,11 +83,11 @@ def _spine(grid: Grid, anatomy: Anatomy, share: Array, extra: Array, wide: float
     disc = np.clip((np.abs(phase) - 0.43) / 0.03, 0, 1)
     core = cover(body.astype(np.float32), wide)
     rim = np.exp(-np.square(np.minimum(body + 1.5, 0) / 2.0))
-    value = (0.4 * MARROW + 380 * plate + 200 * rim) * (1 - disc) + DISC * disc
+    value = (0.35 * MARROW + 280 * plate + 120 * rim) * (1 - disc) + DISC * disc
     high = phase * pitch
     arch = _arch(side, back, high, size, wide)
     share[box] = np.maximum(share[box], np.maximum(core * (1 - 0.7 * disc), arch))
-    extra[box] = np.maximum(extra[box], np.maximum(core * value, arch * 330))
+    extra[box] = np.maximum(extra[box], np.maximum(core * value, arch * 300))
 
 
 def profile_size(z: Array) -> Array:

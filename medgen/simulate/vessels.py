@@ -1,4 +1,4 @@
-"""Branching vessel trees: every vessel splits in two, thinner by Murray's law, until it is too thin to see."""
+"""Branching vessel trees: every vessel splits in two, thinner by Murray's law."""
 
 from __future__ import annotations
 
@@ -14,6 +14,9 @@ MURRAY = 0.5 ** (1 / 3)
 
 Source: Murray 1926, PNAS 12(3), equation 4.
 """
+
+THINNEST = 0.35
+"""Radius (mm) of the thinnest vessels that are drawn."""
 
 
 @dataclass(frozen=True)
@@ -79,9 +82,8 @@ def scatter(tree: Tree, rng: np.random.Generator, step: float) -> tuple[Floats, 
         step: mm between points; thicker segments get more points.
     """
     lengths = np.linalg.norm(tree.end - tree.start, axis=1)
-    fine = min(step, 3.0)
-    wide = np.ceil(np.pi * tree.radius**2 / fine**2)
-    counts = (np.ceil(lengths / fine) * wide).astype(np.int64)
+    wide = np.ceil(np.pi * tree.radius**2 / step**2)
+    counts = (np.ceil(lengths / step) * wide * (tree.radius > THINNEST)).astype(np.int64)
     owner = np.repeat(np.arange(len(counts)), counts)
     along = rng.random((len(owner), 1))
     offsets = rng.standard_normal((len(owner), 3))
