@@ -109,6 +109,12 @@ class TestOrder:
         ]
         assert errors[0] / errors[1] == pytest.approx(4, rel=0.25)
 
+    def test_ab2_is_exact_for_a_velocity_linear_in_t_on_any_grid(self):
+        # after the first step, Euler's, which adds 0 where the exact integral is 0.3^2 / 2
+        z = torch.zeros(2, 1, dtype=torch.float64)
+        found = solve(lambda z, t: t[:, None], z, [0.0, 0.3, 0.4, 1.0], ab2_step)
+        torch.testing.assert_close(found, z + (1 - 0.3**2) / 2, atol=1e-14, rtol=0)
+
     def test_ab2_halves_the_error_of_euler_at_16_evaluations(self):
         truth = eight_modes()
         generator = torch.Generator().manual_seed(1)
