@@ -114,6 +114,26 @@ class TestStructure:
             structure_loss(image, image), torch.zeros(shape[0]), atol=1e-5, rtol=0
         )
 
+    @pytest.mark.parametrize("shape", [(2, 2, 13, 12), (1, 1, 13, 9, 11)])
+    def test_one_scale_equals_torchmetrics_with_box_windows(self, shape):
+        from torchmetrics.functional.image import structural_similarity_index_measure as reference
+
+        a = (0.3 * noise(*shape)).clamp(-1, 1)
+        b = (a + 0.2 * noise(*shape, seed=1)).clamp(-1, 1)
+        _, similarity = reference(
+            (a + 1) / 2, (b + 1) / 2, gaussian_kernel=False, kernel_size=7, data_range=1.0,
+            return_full_image=True,
+        )  # fmt: skip
+        inner = similarity[(..., *[slice(3, -3)] * (len(shape) - 2))]  # without padded borders
+        expected = inner.flatten(1).mean(dim=1)
+        torch.testing.assert_close(ms_ssim(a, b), expected, atol=1e-4, rtol=0)
+
+    def test_opposite_images_have_a_finite_gradient(self):
+        image = disk(32)
+        guess = (-image).requires_grad_()
+        structure_loss(guess, image).sum().backward()
+        assert torch.isfinite(guess.grad).all()
+
     def test_per_image(self):
         a, b = noise(2, 1, 32, 32), noise(2, 1, 32, 32, seed=1)
         b[0] = a[0]
