@@ -13,7 +13,7 @@ from medgen.checkpoint import content_digest, read_weights
 from medgen.codecs.autoencoder import Autoencoder
 from medgen.codecs.losses import CodecLosses, hinge_critic, hinge_generator
 from medgen.codecs.pixels import Pixels
-from medgen.errors import DataError, HealthError, OutputError
+from medgen.errors import DataError, HealthError, OutputError, RecipeError
 from medgen.settings import TrainSettings
 from medgen.training import codec as loop
 from medgen.training.codec import fit_codec, train_codec, write_health
@@ -205,6 +205,8 @@ def test_user_mistakes(whole, tmp_path):
     out = whole[0]
     with pytest.raises(OutputError, match="another run"):
         train(out, losses=CodecLosses(perceptual="none"))
+    with pytest.raises(RecipeError, match="Pixels has nothing to train"):
+        train(tmp_path, codec=Pixels(Schema(size=SIZE)))
     with pytest.raises(DataError, match="no training studies"):
         train(tmp_path, data=Blobs(0))
     with pytest.raises(DataError, match=r"\(1, 8, 16\), the codec was built for \(1, 16, 16\)"):

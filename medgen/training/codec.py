@@ -20,7 +20,7 @@ from medgen.codecs.autoencoder import Autoencoder
 from medgen.codecs.health import Health, check_health
 from medgen.codecs.losses import CodecLosses
 from medgen.codecs.pixels import Pixels
-from medgen.errors import DataError
+from medgen.errors import DataError, RecipeError
 from medgen.protocols import Codec, Dataset
 from medgen.settings import TrainSettings
 from medgen.training.codec_learner import CodecLearner, images_of, spread
@@ -96,7 +96,7 @@ def train_codec(
         progress: show a bar on stderr.
 
     Raises:
-        RecipeError: the settings make no sense together.
+        RecipeError: the settings make no sense together, or the codec has nothing to train.
         DataError: there are no studies, or they carry no images of the codec's size.
         DeviceError: the device is unknown or absent.
         MissingExtraError: LPIPS is asked for and its trunk is not on disk.
@@ -239,7 +239,12 @@ class _Run:
         return values
 
 
-def _check_data(codec: Autoencoder, train: Dataset, validation: Dataset) -> None:
+def _check_data(codec: Codec, train: Dataset, validation: Dataset) -> None:
+    if not isinstance(codec, Autoencoder):
+        raise RecipeError(
+            f"codec.train: a codec of type {type(codec).__name__} has nothing to train; remove "
+            "`train` or choose type: autoencoder"
+        )
     for name, data in (("training", train), ("validation", validation)):
         if len(data) == 0:
             raise DataError(f"there are no {name} studies to train a codec with")
