@@ -11,13 +11,12 @@ from typing import Any
 from medgen import registry
 from medgen.checkpoint import WEAK, WEIGHTS, load_into, read_metadata, read_weights
 from medgen.conditioners.joint import JointConditioner
-from medgen.errors import CheckpointError, DataError
+from medgen.errors import CheckpointError, DataError, RecipeError
 from medgen.model import GenerativeModel
 from medgen.protocols import Codec, Dataset
 from medgen.recipe import Recipe
-from medgen.settings import TrainSettings
+from medgen.settings import ProveSettings, TrainSettings
 from medgen.types import Schema
-
 
 SHIPPED = Path(__file__).parents[1] / "checkpoints"
 """Small trained models that come with a clone of the repository."""
@@ -194,6 +193,18 @@ def checkpoint_metadata(
 def train_settings(section: dict[str, Any]) -> TrainSettings:
     """A checked `train` section as settings."""
     return TrainSettings(**registry.from_plain(TrainSettings, section))
+
+
+def prove_settings(section: dict[str, Any] | None, asked: dict[str, Any]) -> ProveSettings:
+    """A checked `prove` section as settings, what a user asks for laid over it.
+
+    Raises:
+        RecipeError: neither says which task.
+    """
+    merged = {**(section or {}), **asked}
+    if "task" not in merged:
+        raise RecipeError("the recipe proves nothing; say --task classification or segmentation")
+    return ProveSettings(**registry.from_plain(ProveSettings, merged))
 
 
 def _arguments(section: dict[str, Any]) -> dict[str, Any]:

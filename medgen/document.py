@@ -119,7 +119,7 @@ class _Reader:
 
 
 class _Dumper(yaml.SafeDumper):
-    """Writes strings quoted whenever they would read back as something else, and short lists flat."""
+    """Quotes strings that would read back as something else; writes short lists flat."""
 
 
 def _string(dumper: yaml.SafeDumper, value: str) -> yaml.ScalarNode:

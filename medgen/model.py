@@ -82,7 +82,7 @@ class GenerativeModel(nn.Module):
             ValueError: there are not as many seeds as conditions.
         """
         if len(conditions) != len(seeds):
-            raise ValueError(f"expected one seed a condition, got {len(seeds)} and {len(conditions)}")
+            raise ValueError(f"got {len(seeds)} seeds for {len(conditions)} conditions")
         was_training = self.training
         self.eval()
         images = []

@@ -1,7 +1,7 @@
 """One recipe in one folder: codec, generator, synthetic dataset, evaluation, proof, report.
 
-Every stage leaves its result on disk, whole or not at all, and is left out when the result is there:
-the same command again resumes.
+Every stage leaves its result on disk, whole or not at all, and is left out when the result is
+there: the same command again resumes.
 """
 
 from __future__ import annotations
@@ -13,12 +13,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from medgen.assembly import (
     build_codec,
     build_dataset,
     build_model,
-    from_pretrained,
     checkpoint_metadata,
+    from_pretrained,
     load_codec,
     read_statistics,
     train_settings,
@@ -30,6 +32,7 @@ from medgen.errors import DataError, OutputError
 from medgen.model import GenerativeModel
 from medgen.protocols import Codec, Dataset
 from medgen.recipe import Recipe, digest
+from medgen.rng import derive
 from medgen.synthesis.export import write_atomic
 from medgen.synthesis.plan import Plan, describe, make_plan, plan_like
 from medgen.training.learner import TrainingData
@@ -149,7 +152,12 @@ class Run:
             model = from_pretrained(self.out, device=self.device)
             with self.progress("drawing") as progress:
                 drawn = synthesize(
-                    model, self._plan(model), out, recipe=self.recipe.sections, progress=progress
+                    model,
+                    self._plan(model),
+                    out,
+                    recipe=self.recipe.sections,
+                    statistics=read_statistics(self.out),
+                    progress=progress,
                 )
             self.say(f"Drew {drawn.count} studies, {drawn.rate:.1f} images/s")
         return out
@@ -185,7 +193,15 @@ class Run:
         write_atomic(held, self.recipe.to_yaml().encode())
 
     def _fresh_codec(self) -> Codec:
-        return build_codec(self.recipe.sections["codec"], self.studies.schema)
+        with self._seeded("codec"):
+            return build_codec(self.recipe.sections["codec"], self.studies.schema)
+
+    @contextmanager
+    def _seeded(self, part: str) -> Iterator[None]:
+        """Fresh weights are a function of the recipe: a killed run begins again with the same."""
+        with torch.random.fork_rng():
+            torch.manual_seed(derive(self.recipe.digest, part))
+            yield
 
     def _train_codec(self, folder: Path) -> Codec:
         """The trained codec of the recipe, from `folder` if it was trained before."""
@@ -237,7 +253,8 @@ class Run:
         self.say("Reading studies")
         train, validation = self.split("train"), self.split("validation")
         codec = self._codec()
-        model = build_model(self.recipe.sections, self.studies.schema, codec)
+        with self._seeded("generator"):
+            model = build_model(self.recipe.sections, self.studies.schema, codec)
         data = self._encoded(train, codec)
         model.conditioner.fit(data.conditions)
         statistics = describe(train, data.conditions)

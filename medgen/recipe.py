@@ -1,8 +1,9 @@
-"""YAML to a checked recipe: names from the registry, arguments from signatures, every problem at once.
+"""YAML to a checked recipe: names from the registry, arguments from signatures.
 
 A recipe is data. It names components and their arguments; it holds no paths, code, inheritance or
-environment variables. `load` reads one, applies overrides, checks everything and fills in defaults, so
-a recipe in hand is complete, and its digest says all that decides what a run gives.
+environment variables. `load` reads one, applies overrides, checks everything, reports every problem
+at once and fills in defaults, so a recipe in hand is complete, and its digest says all that decides
+what a run gives.
 """
 
 from __future__ import annotations
@@ -127,9 +128,7 @@ def check(document: Document) -> Recipe:
     """
     from medgen.recipe_check import Checker
 
-    kind: Literal["generator", "codec"] = (
-        "generator" if "backbone" in document.value else "codec"
-    )
+    kind: Literal["generator", "codec"] = "generator" if "backbone" in document.value else "codec"
     checker = Checker(document)
     sections = checker.recipe(kind, SECTIONS[kind])
     if checker.problems:

@@ -116,7 +116,7 @@ def build(kind: str, name: str, settings: dict[str, Any], **wired: object) -> An
 
 
 def from_plain(component: Callable[..., object], settings: dict[str, Any]) -> dict[str, Any]:
-    """Plain YAML values as the types that a component's signature names: lists to tuples, and so on."""
+    """Plain YAML values as the types that a component's signature names, such as tuples."""
     from pydantic import TypeAdapter
 
     takes = arguments(component)

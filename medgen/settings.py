@@ -1,7 +1,7 @@
-"""The sections of a recipe that are not components: how long to train, what to sample, what to prove.
+"""The sections of a recipe that are not components: how to train, what to sample and prove.
 
-Their fields are the keys of the recipe's sections `train`, `sample`, `evaluate` and `prove`. Lengths
-are in images seen, never epochs.
+Their fields are the keys of the recipe's sections `train`, `sample` and `prove`. Lengths are in
+images seen, never epochs.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class TrainSettings:
         ema_halflife: half-life of the averaged weights, in images.
         precision: arithmetic of the forward pass.
         seed: all randomness of the run derives from it.
-        flip: mirror images left to right with probability one half (never with a side-specific label).
+        flip: mirror images left to right, every second time; never where a label names a side.
         checkpoint_every: images between saved states.
         validate_every: images between validations and previews.
         autoencoder_warmup: images before a codec's adversary starts; ignored by generators.
@@ -61,8 +61,8 @@ class SampleSettings:
     Args:
         count: number of samples.
         labels: "balanced", or "prevalence" to follow the training split.
-        micro_batch: samples a forward pass; part of the determinism contract, so never a tuning knob
-            once a dataset exists.
+        micro_batch: samples a forward pass; part of the determinism contract: another value draws
+            another dataset.
         seed: seeds of samples derive from it.
     """
 

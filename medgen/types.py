@@ -1,7 +1,8 @@
 """What flows between the parts: studies, latents, conditions and where they came from. Read first.
 
-Shape letters, here and everywhere: b batch, c channels, *s spatial axes (height, width, or depth,
-height, width, or time, height, width), k findings or classes, m scalars, n tokens, d width, v vocabulary.
+Shape letters, here and everywhere: b batch, c channels, *s spatial axes (height, width; or depth,
+height, width; or time, height, width), k findings or classes, m scalars, n tokens, d width,
+v vocabulary.
 """
 
 from __future__ import annotations
@@ -245,7 +246,7 @@ class Batch:
             values = [getattr(batch, field.name) for batch in batches]
             present = [value for value in values if value is not None]
             if present and len(present) != len(values):
-                raise ValueError(f"'{field.name}' stands in {len(present)} of {len(values)} batches")
+                raise ValueError(f"only {len(present)} of {len(values)} batches hold {field.name}")
             if present and isinstance(present[0], Tensor):
                 joined[field.name] = torch.cat(present)
             elif present:

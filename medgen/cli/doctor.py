@@ -40,7 +40,9 @@ def examine() -> dict[str, Any]:
         except importlib.metadata.PackageNotFoundError:
             found[library] = "not installed"
     devices = ["cpu"]
-    devices += [f"cuda:{i} ({torch.cuda.get_device_name(i)})" for i in range(torch.cuda.device_count())]
+    devices += [
+        f"cuda:{i} ({torch.cuda.get_device_name(i)})" for i in range(torch.cuda.device_count())
+    ]
     if torch.backends.mps.is_available():
         devices.append("mps")
     found["devices"] = ", ".join(devices)

@@ -52,8 +52,8 @@ def sample(
 ) -> None:
     """Draw a synthetic labelled dataset from MODEL, a checkpoint's or run's folder.
 
-    Run the same command again to resume. Every sample has its own seed, so its bytes do not depend on
-    workers, shards or restarts.
+    Run the same command again to resume. Every sample has its own seed, so its bytes do not depend
+    on workers, shards or restarts.
     """
     from medgen.assembly import from_pretrained, read_recipe, read_statistics
     from medgen.synthesis.draw import synthesize
@@ -62,12 +62,13 @@ def sample(
 
     asked = _prevalences(prevalence)
     generator = from_pretrained(model, device=resolve_device(device))
+    statistics = read_statistics(model)
     if conditions is not None:
         plan = plan_from_table(generator.schema, conditions, seed=seed)
     else:
         plan = make_plan(
             generator.schema,
-            read_statistics(model),
+            statistics,
             count=count,
             labels=asked or labels,
             masks=None if masks is None else mask_folder(masks, generator.schema),
@@ -79,6 +80,7 @@ def sample(
             plan,
             out,
             recipe=read_recipe(model),
+            statistics=statistics,
             workers=workers,
             shard=_shard(shard),
             progress=progress,

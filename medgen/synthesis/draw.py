@@ -1,8 +1,8 @@
 """The sample factory: a plan to a dataset on disk, exactly once, whatever happens in between.
 
-The unit of work is a micro-batch of the plan. A unit's files are written, then a record that says so;
-tables are written when every unit has its record. A rerun draws only what has no record. Each unit is
-drawn on one thread with a fixed micro-batch, so its bytes do not depend on batch size, order, restarts,
+The unit of work is a micro-batch of the plan. A unit's files are written, then a record that says
+so; tables are written when every unit has its record. A rerun draws only what has no record. Each
+unit is drawn on one thread with a fixed micro-batch, so its bytes do not depend on order, restarts,
 workers or processes (on one device type and library version).
 """
 
@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 
+from medgen.checkpoint import sweep
 from medgen.errors import OutputError
 from medgen.model import GenerativeModel
 from medgen.nn.attention import resolved_backend
@@ -57,6 +58,7 @@ def synthesize(
     out: Path,
     *,
     recipe: dict[str, Any],
+    statistics: Mapping[str, Any],
     workers: int | None = None,
     shard: tuple[int, int] = (0, 1),
     progress: Progress | None = None,
@@ -68,14 +70,16 @@ def synthesize(
         plan: what to draw.
         out: folder of the dataset.
         recipe: resolved sections of the model's recipe.
+        statistics: of the generator's training studies; their number goes into `dataset.json`.
         workers: threads that draw units side by side; None means one a core on a CPU, else one.
-        shard: (index, count): draw every count-th unit only; whoever finishes last writes the tables.
+        shard: (index, count): draw every count-th unit; whoever finishes last writes the tables.
         progress: told how many samples are done.
 
     Raises:
         OutputError: the folder holds something else or cannot be written.
     """
     about = _about(model, plan, recipe)
+    about["generator_saw"] = {key: statistics[key] for key in ("studies", "patients")}
     if _claim(out, about):
         return Drawn(out, 0, 0.0)
     size = model.micro_batch
@@ -207,3 +211,4 @@ def _assemble(
         schema = replace(schema, mask_classes=())
     write_tables(out, schema, records, about=about, recipe_yaml=dump_yaml(recipe))
     shutil.rmtree(out / "parts", ignore_errors=True)
+    sweep(out)

@@ -134,8 +134,8 @@ def _readme(schema: Schema, records: list[dict[str, Any]], about: Mapping[str, A
     findings = ", ".join(schema.findings) or "none"
     return f"""# Synthetic studies
 
-Every image in this folder is **synthetic**: drawn by a generator, not measured on a person. Use it for
-research and to train models; never for diagnosis, and never in a validation or test set.
+Every image in this folder is **synthetic**: drawn by a generator, not measured on a person. Use it
+for research and to train models; never for diagnosis, and never in a validation or test set.
 
 - samples: {len(records)}
 - size: {" x ".join(map(str, schema.size))}, {schema.channels} channel(s), 8 bit

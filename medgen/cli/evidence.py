@@ -1,0 +1,176 @@
+"""`medgen evaluate` and `medgen prove`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from medgen.cli import options
+
+if TYPE_CHECKING:
+    from medgen.protocols import Dataset
+    from medgen.recipe import Recipe
+
+real_option = click.option(
+    "--real",
+    type=click.Path(path_type=Path),
+    help="Folder of the real studies. Default: the folder named by MEDGEN_DATA.",
+)
+synthetic_option = click.option(
+    "--synthetic",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="Folder of the synthetic dataset.",
+)
+
+
+@click.command(
+    epilog=options.examples(
+        "medgen evaluate --real ~/studies --synthetic synthetic/cxr --out evidence",
+        "medgen evaluate --real ~/studies --synthetic DIR --metric frechet --metric kid",
+    )
+)
+@real_option
+@synthetic_option
+@options.out()
+@click.option(
+    "--metric", "metrics", multiple=True, help="May be repeated. Default: all that apply."
+)
+@click.option(
+    "--extractor",
+    default="classifier",
+    show_default=True,
+    help="classifier, efficientnet-lite0, pixels-pca, random.",
+)
+@options.overrides
+@options.as_json
+def evaluate(
+    real: Path | None,
+    synthetic: Path,
+    out: Path | None,
+    metrics: tuple[str, ...],
+    extractor: str,
+    overrides: tuple[str, ...],
+    as_json: bool,
+) -> None:
+    """Compare synthetic studies with real ones; every number has its interval, n and floor.
+
+    Real studies are read as the generator's recipe read them; --set data.KEY=VALUE changes that.
+    """
+    from medgen.evaluation.suite import evaluate as measure
+    from medgen.evidence import EVALUATION, write_json
+
+    _, studies, drawn = _read(real, synthetic, overrides)
+    with options.progress_bar("evaluating") as progress:
+        found = measure(
+            studies,
+            drawn,
+            list(metrics) or None,
+            extractor=extractor,
+            progress=lambda done, total, name: progress(done, total),
+        )
+    if out is not None:
+        write_json(out / EVALUATION, found)
+    if as_json:
+        click.echo(json.dumps(found, indent=2))
+        return
+    for name, estimate in found["metrics"].items():
+        floor = estimate.get("floor") or {}
+        click.echo(
+            f"{name:<28} {_number(estimate)}  n {estimate['n']}"
+            + (f"  real against real {_number(floor)}" if floor else "")
+        )
+    for name, reason in found["skipped"].items():
+        click.echo(f"{name:<28} not measured: {reason}")
+
+
+@click.command(
+    epilog=options.examples(
+        "medgen prove --task classification --real ~/studies --synthetic DIR --out evidence",
+        "medgen prove --real ~/studies --synthetic DIR --out DIR2 --fractions 0.1,1 --repeats 5",
+    )
+)
+@real_option
+@synthetic_option
+@options.out(required=True)
+@click.option("--task", type=click.Choice(["classification", "segmentation"]))
+@click.option("--fractions", help="Shares of the training patients, such as 0.02,0.1,1.")
+@click.option("--ratios", help="Synthetic studies for every real one, such as 0.5,1.")
+@click.option("--repeats", type=click.IntRange(1))
+@click.option("--steps", type=click.IntRange(1))
+@options.overrides
+@options.as_json
+def prove(
+    real: Path | None,
+    synthetic: Path,
+    out: Path,
+    task: str | None,
+    fractions: str | None,
+    ratios: str | None,
+    repeats: int | None,
+    steps: int | None,
+    overrides: tuple[str, ...],
+    as_json: bool,
+) -> None:
+    """Does synthetic data help a classifier or segmenter? Four arms, equal steps, paired intervals.
+
+    Run the same command again to resume.
+    """
+    from medgen.assembly import prove_settings
+    from medgen.augmentation.experiment import prove as experiment
+
+    asked = {"task": task, "repeats": repeats, "steps": steps}
+    asked |= {"fractions": _numbers(fractions), "ratios": _numbers(ratios)}
+    recipe, studies, drawn = _read(real, synthetic, overrides)
+    settings = prove_settings(
+        recipe.sections["prove"], {key: value for key, value in asked.items() if value is not None}
+    )
+    saw = json.loads((synthetic / "dataset.json").read_text()).get("generator_saw", {})
+    with options.progress_bar("proving") as progress:
+        result = experiment(
+            studies,
+            drawn,
+            settings,
+            out=out,
+            generator_saw=saw,
+            progress=lambda done, total, name: progress(done, total),
+        )
+    if as_json:
+        click.echo(json.dumps(result.to_dict(), indent=2))
+        return
+    for each in result.comparisons:
+        click.echo(
+            f"{each['fraction']:>5.0%}  {each['arm']} against {each['versus']}: "
+            f"{result.metric} {_number(each['estimate'])}  {each['verdict']}"
+        )
+
+
+def _read(
+    real: Path | None, synthetic: Path, overrides: tuple[str, ...]
+) -> tuple[Recipe, Dataset, Dataset]:
+    """The generator's recipe, the real studies read as it says, and the synthetic ones."""
+    from medgen.assembly import build_dataset
+    from medgen.data.synthetic import SyntheticDataset
+    from medgen.recipe import load
+
+    drawn = SyntheticDataset(synthetic)
+    recipe = load(synthetic / "recipe.yaml", overrides)
+    return recipe, build_dataset(recipe.sections["data"], real), drawn
+
+
+def _numbers(text: str | None) -> list[float] | None:
+    if text is None:
+        return None
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise click.UsageError(f"'{text}': expected numbers with commas between") from None
+
+
+def _number(estimate: dict[str, float]) -> str:
+    if any(estimate.get(key) is None for key in ("value", "low", "high")):
+        return "not available"
+    return f"{estimate['value']:.4g} ({estimate['low']:.4g} to {estimate['high']:.4g})"

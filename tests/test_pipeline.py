@@ -1,0 +1,106 @@
+import json
+from html.parser import HTMLParser
+
+import pytest
+from conftest import TINY
+
+from medgen.checkpoint import read_metadata
+from medgen.errors import DataError, DeviceError, HealthError, OutputError
+from medgen.pipeline import Run
+from medgen.recipe import load
+
+QUICK = [*TINY, "prove.steps=8", "prove.fractions=[1.0]", "prove.repeats=2"]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs") / "quickstart"
+    Run(load("cxr/quickstart", QUICK), out, device="cpu").run()
+    return out
+
+
+def test_a_run_leaves_everything(finished):
+    for name in (
+        "recipe.yaml",
+        "model.safetensors",
+        "weak.safetensors",
+        "card.md",
+        "log.jsonl",
+        "evaluation.json",
+        "prove.json",
+        "report.html",
+        "synthetic/manifest.jsonl",
+        "samples/000000128.png",
+    ):
+        assert (finished / name).is_file(), name
+
+
+def test_the_four_arms_ran_at_equal_steps(finished):
+    proof = json.loads((finished / "prove.json").read_text())
+    arms = {row["arm"] for row in proof["rows"]}
+    assert len(arms) == 4
+    assert {row["steps"] for row in proof["rows"]} == {8}
+    assert all(row["repeat"] in (0, 1) for row in proof["rows"])
+    assert set(proof["verdicts"].values()) <= {"helps", "no evidence", "hurts"}
+    assert proof["generator_saw"]["patients"] > 0
+
+
+def test_every_number_is_an_estimate(finished):
+    found = json.loads((finished / "evaluation.json").read_text())
+    assert {"frechet", "kid", "precision", "coverage"} <= set(found["metrics"])
+    for name, estimate in found["metrics"].items():
+        assert estimate["n"] > 0, name
+        assert estimate["method"], name
+
+
+def test_the_report_is_one_page_that_asks_for_nothing(finished):
+    page = (finished / "report.html").read_text()
+    parser = HTMLParser()
+    parser.feed(page)
+    assert 'src="http' not in page
+    assert "cxr/quickstart" in page
+
+
+def test_running_again_changes_nothing(finished, digests):
+    before = digests(finished)
+    Run(load("cxr/quickstart", QUICK), finished, device="cpu").run()
+    assert digests(finished) == before
+
+
+def test_two_runs_of_one_recipe_are_the_same_model(trained, tmp_path):
+    again = Run(load("cxr/quickstart", TINY), tmp_path / "again", device="cpu").train()
+    assert read_metadata(again)["digest"] == read_metadata(trained)["digest"]
+
+
+def test_a_folder_of_another_run_is_refused(trained, tmp_path):
+    with pytest.raises(OutputError, match="another recipe or of other settings"):
+        Run(load("cxr/quickstart", [*TINY, "train.lr=0.5"]), trained, device="cpu").train()
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(OutputError, match="not empty"):
+        Run(load("cxr/quickstart", TINY), tmp_path, device="cpu").train()
+
+
+def test_a_run_needs_its_data_and_device(tmp_path, monkeypatch):
+    monkeypatch.delenv("MEDGEN_DATA", raising=False)
+    recipe = load("cxr/findings-flow-dit-64")
+    with pytest.raises(DataError, match="--data-root"):
+        Run(recipe, tmp_path, device="cpu").describe()
+    with pytest.raises(DataError, match="no such folder"):
+        Run(recipe, tmp_path, data_root=tmp_path / "none", device="cpu").describe()
+    with pytest.raises(DeviceError, match="tpu"):
+        Run(recipe, tmp_path, device="tpu")
+
+
+def test_an_unhealthy_codec_stops_a_run(simulated_folder, tmp_path):
+    overrides = [
+        "data.size=[32, 32]",
+        "data.findings=[effusion]",
+        "codec.channels=[8, 8, 16]",
+        "codec.train.images=16",
+        "codec.train.batch=8",
+        "codec.losses={critic_channels: 8, perceptual: features}",
+    ]
+    recipe = load("cxr/findings-flow-unet-128", overrides)
+    with pytest.raises(HealthError, match="PSNR"):
+        Run(recipe, tmp_path / "run", data_root=simulated_folder, device="cpu").train()
+    assert not (tmp_path / "run" / "model.safetensors").exists()
