@@ -91,7 +91,9 @@ def nodule(grid: Grid, center: NDArray[np.float64], diameter: float, wide: float
 def seat(
     grid: Grid, room: Array, lung: Array, wall: Array, margin: float, rng: np.random.Generator
 ) -> NDArray[np.float64]:
-    """A random place (z, y, x in mm) that shows from the front: rays through it cross much lung.
+    """A random place (z, y, x in mm) that shows from the front, or the nearest to one.
+
+    It shows where rays through it cross much lung, and little heart, hilum or liver.
 
     Args:
         grid: of the other arrays.
@@ -103,12 +105,9 @@ def seat(
     """
     path = lung.sum(axis=1)
     best = np.maximum(0.85 * path.max(axis=1, keepdims=True), 0.62 * path.max())
-    open_view = (path > best)[:, None]
-    free = np.flatnonzero((room > 0.99) & (wall > margin) & open_view)
-    if not len(free):
-        free = np.flatnonzero(
-            room * np.clip(wall, 0, margin) == (room * np.clip(wall, 0, margin)).max()
-        )
+    fitness = room * np.clip(wall / margin, 0, 1)
+    fitness *= np.where(path > best, 1.0, 0.5)[:, None]
+    free = np.flatnonzero(fitness >= 0.99 * fitness.max())
     chosen = np.unravel_index(int(rng.choice(free)), grid.shape)
     return np.array([grid.axis(a)[i] for a, i in enumerate(chosen)])
 
@@ -116,7 +115,7 @@ def seat(
 def seats(
     grid: Grid, room: Array, lung: Array, wall: Array, diameter: float, rng: np.random.Generator
 ) -> list[NDArray[np.float64]]:
-    """Places for one to three spheres of a diameter (mm) that do not touch; arguments as of `seat`."""
+    """Places for one to three spheres (mm) that do not touch; other arguments as of `seat`."""
     z, y, x = grid.coordinates()
     open_room, found = room, []
     for _ in range(int(rng.integers(1, 4))):

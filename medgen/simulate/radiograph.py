@@ -27,6 +27,10 @@ _CODES[LABELS.index("heart")] = 1 << 10
 _CODES[LABELS.index("effusion")] = 1 << 20
 LUNG_PATH, HEART_PATH = 45.0, 12.0
 """mm of lung or heart that a ray must cross for its pixel to be of that class."""
+BODY_PATH = 25.0
+"""mm of water that a ray must cross to count as meeting the body."""
+SCATTER_SPREAD = 34.0
+"""Standard deviation (mm) of the spread of scattered quanta."""
 WATER = ((0.0226, 0.5), (0.0188, 0.5))
 """Attenuation of water (mm^-1) at about 50 and 78 keV, and the beam's share there. Source: XCOM."""
 BONE_EXCESS = 0.7
@@ -162,7 +166,7 @@ def radiograph(
     lung, heart = lung > LUNG_PATH, heart > HEART_PATH
     mask = np.where(heart, 2, np.where(lung, 1, 0)).astype(np.int64)
     return Radiograph(
-        image=expose(water, pixel, shown, rng),
+        image=show(detect(water, pixel, shown, rng), water > BODY_PATH, pixel, shown),
         mask=mask,
         findings=thorax.findings,
         cardiothoracic_ratio=_ratio(heart, chest),
@@ -270,30 +274,43 @@ def roll(image: Array, degrees: float) -> Array:
     return rotate(image, degrees, reshape=False, order=1, mode="nearest")
 
 
-def expose(water: Array, pixel: float, exposure: Exposure, rng: np.random.Generator) -> Array:
-    """The image (H W) in [-1, 1] that a detector shows behind water-equivalent paths.
+def detect(water: Array, pixel: float, exposure: Exposure, rng: np.random.Generator) -> Array:
+    """Attenuation -ln(quanta / quanta behind air) that a detector measures, (H W).
 
     Args:
         water: water-equivalent path of every ray, mm.
         pixel: mm between pixels.
-        exposure: technique and processing.
+        exposure: technique.
         rng: draws the quanta.
     """
+    primary = np.zeros(water.shape)
+    for mu, share in WATER:
+        primary += share * np.exp(-mu * water)
+    if exposure.scatter:
+        spread = gaussian_filter(primary, SCATTER_SPREAD / pixel, mode="nearest", truncate=2.5)
+        primary += exposure.scatter * spread
+    behind_air = exposure.photons * pixel**2
+    quanta = behind_air * gaussian_filter(primary, exposure.blur / pixel)
+    quanta += np.sqrt(quanta) * rng.standard_normal(quanta.shape)
+    return -np.log(np.maximum(quanta, 1) / behind_air)
+
+
+def show(signal: Array, body: NDArray[np.bool_], pixel: float, exposure: Exposure) -> Array:
+    """The image (H W) in [-1, 1] that processing makes of measured attenuation, bone bright.
+
+    Args:
+        signal: measured attenuation.
+        body: pixels whose ray meets the body; they set the grey scale.
+        pixel: mm between pixels.
+        exposure: processing.
+    """
     e = exposure
-    primary = sum(share * np.exp(-mu * water) for mu, share in WATER)
-    scattered = e.scatter * gaussian_filter(primary, 34 / pixel, mode="nearest", truncate=2.5)
-    quanta = e.photons * pixel**2 * gaussian_filter(primary + scattered, e.blur / pixel)
-    noisy = quanta + np.sqrt(quanta) * rng.standard_normal(quanta.shape)
-    signal = -np.log(np.maximum(noisy, 1) / (e.photons * pixel**2))
     coarse = gaussian_filter(signal, 30 / pixel, mode="nearest", truncate=2.5)
     fine = gaussian_filter(signal, 3 / pixel, mode="nearest")
-    signal = signal - e.flatten * (coarse - coarse.mean()) + e.sharpen * (signal - fine)
-    body = signal[water > 25]
-    if not body.size:
-        body = signal.ravel()
-    low, middle, high = np.quantile(body, [0.04, e.middle, 0.97])
+    flat = signal - e.flatten * (coarse - coarse.mean()) + e.sharpen * (signal - fine)
+    low, middle, high = np.quantile(flat[body] if body.any() else flat, [0.04, e.middle, 0.97])
     slope = 4.3 * e.contrast / max(high - low, 1e-3)
-    shown = 1 / (1 + np.exp(-slope * (signal - middle)))
+    shown = 1 / (1 + np.exp(-slope * (flat - middle)))
     shown = e.black + (1 - e.black) * shown
     return np.clip(2 * shown - 1, -1, 1).astype(np.float32)
 
