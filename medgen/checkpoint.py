@@ -7,22 +7,18 @@ autoguidance, `weak.safetensors` (averaged weights of an early stage of the same
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
-import os
-import platform
 import struct
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import BinaryIO
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from medgen.errors import CheckpointError, OutputError
+from medgen.disk import replacing
+from medgen.errors import CheckpointError
 
 WEIGHTS = "model.safetensors"
 WEAK = "weak.safetensors"
@@ -32,8 +28,6 @@ CARD = "card.md"
 HEADER_LIMIT = 32 * 2**20
 """Bytes; a larger header is an attack or damage, for a thousand tensors need some 0.1 MB."""
 PICKLES = (".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle")
-
-HOST = platform.node().replace(".", "-") or "host"
 
 _NAMES = {
     torch.float64: "F64",
@@ -47,48 +41,6 @@ _NAMES = {
     torch.uint8: "U8",
     torch.bool: "BOOL",
 }
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
-    """A binary file that becomes `path` only when it is whole: temporary file, fsync, rename.
-
-    Missing folders are made. If anything fails, `path` stays as it was.
-
-    Raises:
-        OutputError: the folder is unwritable or full.
-    """
-    temporary = path.with_name(f".{path.name}.{HOST}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as handle:
-            yield handle
-            handle.flush()
-            os.fsync(handle.fileno())
-        temporary.replace(path)
-        _sync_folder(path.parent)
-    except OSError as error:
-        raise unwritable(path, error) from error
-    finally:
-        with suppress(OSError):
-            temporary.unlink()
-
-
-def sweep(folder: Path) -> None:
-    """Remove what `replacing` left below a folder where a process of this machine was killed."""
-    for file in folder.rglob(f".*.{HOST}.*.tmp"):
-        process = file.name.split(".")[-2]
-        if process.isdecimal() and not _alive(int(process)):
-            with suppress(OSError):
-                file.unlink()
-
-
-def unwritable(path: Path, error: OSError) -> OutputError:
-    """What to tell a user whose file cannot be written."""
-    advice = "choose another folder with --out"
-    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        advice = "free some space and run the same command again: it resumes"
-    return OutputError(f"cannot write {path}: {error.strerror or error}; {advice}")
 
 
 def content_digest(state: Mapping[str, Tensor]) -> str:
@@ -276,21 +228,3 @@ def _listing(names: Iterable[str], limit: int = 5) -> str:
     names = list(names)
     more = f" and {len(names) - limit} more" if len(names) > limit else ""
     return ", ".join(names[:limit]) + more
-
-
-def _alive(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return True
-    return True
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

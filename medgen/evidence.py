@@ -14,9 +14,10 @@ from medgen.assembly import prove_settings
 from medgen.checkpoint import CARD, read_metadata
 from medgen.data.splits import Subset, load
 from medgen.data.synthetic import SyntheticDataset
+from medgen.disk import write_bytes
 from medgen.protocols import Dataset
 from medgen.rng import derive
-from medgen.synthesis.export import condition_of, write_atomic
+from medgen.synthesis.export import condition_of
 
 if TYPE_CHECKING:
     from medgen.pipeline import Run
@@ -85,7 +86,7 @@ def report_run(run: Run) -> Path:
         "medgen sample RUN --out DIR --count 1000",
         "medgen verify RUN/synthetic --model RUN",
     ]
-    write_atomic(run.out / CARD, card(run, metadata).encode())
+    write_bytes(run.out / CARD, card(run, metadata).encode())
     return write_report(
         run.out,
         title=run.recipe.name,
@@ -121,7 +122,7 @@ def card(run: Run, metadata: dict[str, str]) -> str:
 
 def write_json(path: Path, value: Any) -> None:
     """Write plain values as indented JSON, whole or not at all."""
-    write_atomic(path, (json.dumps(value, indent=2) + "\n").encode())
+    write_bytes(path, (json.dumps(value, indent=2) + "\n").encode())
 
 
 def _figures(out: Path) -> list[str]:

@@ -28,12 +28,12 @@ from medgen.assembly import (
 from medgen.checkpoint import RECIPE, WEIGHTS, content_digest
 from medgen.data.latents import cached_latents
 from medgen.data.splits import Subset, by_split, check_leakage, load
+from medgen.disk import write_bytes
 from medgen.errors import DataError, OutputError
 from medgen.model import GenerativeModel
 from medgen.protocols import Codec, Dataset
 from medgen.recipe import Recipe, digest
 from medgen.rng import derive
-from medgen.synthesis.export import write_atomic
 from medgen.synthesis.plan import Plan, describe, make_plan, plan_like
 from medgen.training.learner import TrainingData
 from medgen.types import Batch
@@ -190,7 +190,7 @@ class Run:
             return
         if self.out.exists() and (not self.out.is_dir() or any(self.out.iterdir())):
             raise OutputError(f"{self.out}: is not empty and holds no run; choose another --out")
-        write_atomic(held, self.recipe.to_yaml().encode())
+        write_bytes(held, self.recipe.to_yaml().encode())
 
     def _fresh_codec(self) -> Codec:
         with self._seeded("codec"):

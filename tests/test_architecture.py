@@ -14,7 +14,7 @@ IDS = [str(path.relative_to(ROOT)) for path in MODULES]
 
 COMPONENTS = ("data", "codecs", "conditioners", "backbones", "objectives", "samplers")
 FLOORS = (
-    ("types", "errors", "rng", "settings", "document"),
+    ("types", "errors", "rng", "settings", "document", "disk"),
     ("protocols",),
     ("registry", "nn", "simulate"),
     COMPONENTS,

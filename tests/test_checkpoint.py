@@ -19,10 +19,9 @@ from medgen.checkpoint import (
     load_into,
     read_metadata,
     read_weights,
-    replacing,
-    sweep,
     write_weights,
 )
+from medgen.disk import replacing, sweep
 from medgen.errors import CheckpointError, OutputError
 
 METADATA = {"recipe": "{}", "schema": "{}", "version": "1", "kind": "generator", "z": "ü"}
@@ -238,7 +237,7 @@ def test_sweep_removes_what_the_dead_left_and_nothing_else(file):
             sys.executable,
             "-c",
             "import sys, time; from pathlib import Path\n"
-            "from medgen.checkpoint import replacing\n"
+            "from medgen.disk import replacing\n"
             "with replacing(Path(sys.argv[1])) as file:\n"
             "    print(flush=True); time.sleep(60)",
             str(file),

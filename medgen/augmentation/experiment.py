@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -24,6 +23,7 @@ from torch import Tensor
 from medgen.augmentation.tasks import Task, task_for, train_consumer
 from medgen.augmentation.verdict import DUPLICATES, MIXED, REAL, SYNTHETIC, compare, verdicts
 from medgen.data.splits import by_split, load, take_patients
+from medgen.disk import write_bytes
 from medgen.errors import DataError, OutputError
 from medgen.protocols import Dataset
 from medgen.rng import derive
@@ -379,12 +379,4 @@ def plain(value: Any) -> Any:
 
 def _write(path: Path, value: Mapping[str, Any]) -> None:
     """Write JSON so that the file is either whole or absent."""
-    part = path.with_suffix(".part")
-    try:
-        with part.open("w") as file:
-            json.dump(plain(value), file, allow_nan=False)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-    except OSError as error:
-        raise OutputError(f"cannot write '{path}': {error}. Choose another --out.") from error
+    write_bytes(path, json.dumps(plain(value), allow_nan=False).encode())

@@ -36,7 +36,7 @@ Examples:
   medgen data check simulated"""
 
 
-@click.group(epilog="Start with: medgen data check FOLDER")
+@click.group(epilog=examples("medgen data check FOLDER", "medgen data show FOLDER --out sheet.png"))
 def data() -> None:
     """Check, show and simulate datasets."""
 

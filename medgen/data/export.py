@@ -11,7 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from medgen.data.files import write_bytes, write_png
+from medgen.data.files import write_png
+from medgen.disk import write_bytes
 from medgen.errors import OutputError
 from medgen.protocols import Dataset
 from medgen.types import Batch, Schema

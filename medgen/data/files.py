@@ -6,9 +6,7 @@ What is not known to be read faithfully is refused with the file's name and what
 from __future__ import annotations
 
 import io
-import os
 import stat
-import tempfile
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from medgen.errors import DataError, OutputError
+from medgen.disk import write_bytes
+from medgen.errors import DataError
 
 MAX_PIXELS = 50_000_000
 """The largest image that is read, in pixels (7000 x 7000); refused from the header alone."""
@@ -138,31 +137,6 @@ def write_png(path: Path | str, pixels: NDArray[Any], *, bits: Literal[8, 16] = 
     array = array if array.ndim == 2 else array.transpose(1, 2, 0)
     Image.fromarray(np.ascontiguousarray(array)).save(buffer, "PNG")
     write_bytes(path, buffer.getvalue())
-
-
-def write_bytes(path: Path | str, data: bytes) -> None:
-    """Write a file at once or not at all: a temporary file, flushed to disk, then renamed.
-
-    Raises:
-        OutputError: the folder is missing, unwritable or full.
-    """
-    path = Path(path)
-    temporary = None
-    try:
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        mask = os.umask(0)
-        os.umask(mask)
-        os.chmod(temporary, 0o666 & ~mask)
-        os.replace(temporary, path)
-    except OSError as error:
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
-        reason = error.strerror or error
-        raise OutputError(f"cannot write {path}: {reason}. Choose another folder.") from error
 
 
 def _read_bytes(path: Path) -> bytes:

@@ -5,18 +5,17 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
-from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
 from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
-from medgen.errors import DataError, OutputError
+from medgen.disk import write_bytes
+from medgen.errors import DataError
 from medgen.protocols import Codec, Dataset
 
 logger = logging.getLogger(__name__)
@@ -129,16 +128,4 @@ def _read(path: Path, shape: tuple[int, ...]) -> Tensor | None:
 
 def _write(path: Path, latents: Tensor) -> None:
     """Whole or not at all, also beside other processes that write the same entry."""
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_file({"latents": latents}, temporary, metadata={"checksum": _checksum(latents)})
-        temporary.replace(path)
-    except (OSError, SafetensorError) as error:
-        raise OutputError(
-            f"cannot write latents to {path.parent}: {error}; choose another folder with --out, or "
-            "free some space"
-        ) from error
-    finally:
-        with suppress(OSError):
-            temporary.unlink()
+    write_bytes(path, save({"latents": latents}, metadata={"checksum": _checksum(latents)}))

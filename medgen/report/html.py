@@ -5,8 +5,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import math
-import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +12,7 @@ from typing import Any
 from markupsafe import Markup
 
 from medgen.augmentation.verdict import DUPLICATES, REAL
-from medgen.errors import OutputError
+from medgen.disk import write_bytes
 from medgen.report import gallery as pictures
 from medgen.report import plots, provenance, wording
 from medgen.report.gallery import Gallery
@@ -71,7 +69,7 @@ def write_report(
         limits=limits,
     )
     target = out or run / "report.html"
-    _write(target, page)
+    write_bytes(target, page.encode())
     return target
 
 
@@ -294,25 +292,3 @@ def _glyph(estimate: Estimate) -> Markup:
         f'<path class="reach" d="M{x(estimate.low)} 9H{x(estimate.high)}"/>'
         f'<circle cx="{x(estimate.value)}" cy="9" r="3.6"/></svg>'
     )
-
-
-def _write(target: Path, page: str) -> None:
-    """The page, on disk as a whole or not at all."""
-    temporary = None
-    try:
-        with tempfile.NamedTemporaryFile(
-            "w", encoding="utf-8", dir=target.parent, suffix=".tmp", delete=False
-        ) as stream:
-            temporary = Path(stream.name)
-            stream.write(page)
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.chmod(0o644)
-        temporary.replace(target)
-    except OSError as error:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
-        raise OutputError(
-            f"{target}: the report cannot be written ({error.strerror or error}). "
-            "Choose a folder that can be written to and has space left."
-        ) from error

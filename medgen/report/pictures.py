@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from medgen.data.files import write_bytes
+from medgen.disk import write_bytes
 
 PAPER = (16, 18, 22)
 INK = (206, 211, 219)

@@ -20,11 +20,11 @@ from typing import Any
 
 import torch
 
-from medgen.checkpoint import sweep
+from medgen.disk import sweep, write_bytes
 from medgen.errors import OutputError
 from medgen.model import GenerativeModel
 from medgen.nn.attention import resolved_backend
-from medgen.synthesis.export import condition_of, write_atomic, write_sample, write_tables
+from medgen.synthesis.export import condition_of, write_sample, write_tables
 from medgen.synthesis.plan import Plan
 from medgen.types import Provenance
 
@@ -152,7 +152,7 @@ def _claim(out: Path, about: dict[str, Any]) -> bool:
         raise OutputError(
             f"{out}: is not empty and holds no dataset of medgen; choose another folder"
         )
-    write_atomic(begun, json.dumps(about).encode())
+    write_bytes(begun, json.dumps(about).encode())
     return False
 
 
@@ -190,7 +190,7 @@ def _draw(model: GenerativeModel, plan: Plan, places: range, out: Path, unit: in
             condition=condition_of(plan.conditions, index, model.schema),
         )
         records.append({**asdict(provenance), "files": files})
-    write_atomic(_record(out, unit), json.dumps(records).encode())
+    write_bytes(_record(out, unit), json.dumps(records).encode())
 
 
 def _assemble(

@@ -13,19 +13,9 @@ from typing import Any
 
 from torch import Tensor
 
-from medgen.checkpoint import replacing
 from medgen.data.files import write_png
+from medgen.disk import write_bytes
 from medgen.types import Batch, Schema
-
-
-def write_atomic(path: Path, content: bytes) -> None:
-    """Write a file that is either whole or absent, and on disk when this returns.
-
-    Raises:
-        OutputError: the folder is unwritable or full.
-    """
-    with replacing(path) as file:
-        file.write(content)
 
 
 def condition_of(conditions: Batch, index: int, schema: Schema) -> dict[str, Any]:
@@ -94,10 +84,10 @@ def write_tables(
     """
     lines = [json.dumps(record, sort_keys=True) for record in records]
     manifest = ("\n".join(lines) + "\n").encode()
-    write_atomic(folder / "manifest.jsonl", manifest)
-    write_atomic(folder / "labels.csv", _table(schema, records).encode())
-    write_atomic(folder / "recipe.yaml", recipe_yaml.encode())
-    write_atomic(folder / "README.md", _readme(schema, records, about).encode())
+    write_bytes(folder / "manifest.jsonl", manifest)
+    write_bytes(folder / "labels.csv", _table(schema, records).encode())
+    write_bytes(folder / "recipe.yaml", recipe_yaml.encode())
+    write_bytes(folder / "README.md", _readme(schema, records, about).encode())
     dataset = {
         **about,
         "schema": asdict(schema),
@@ -105,7 +95,7 @@ def write_tables(
         "manifest_sha256": hashlib.sha256(manifest).hexdigest(),
         "synthetic": True,
     }
-    write_atomic(folder / "dataset.json", (json.dumps(dataset, indent=2) + "\n").encode())
+    write_bytes(folder / "dataset.json", (json.dumps(dataset, indent=2) + "\n").encode())
 
 
 def _table(schema: Schema, records: list[dict[str, Any]]) -> str:

@@ -15,11 +15,12 @@ from typing import Any
 
 import torch
 
-from medgen.checkpoint import WEIGHTS, content_digest, replacing, write_weights
+from medgen.checkpoint import WEIGHTS, content_digest, write_weights
 from medgen.codecs.autoencoder import Autoencoder
 from medgen.codecs.health import Health, check_health
 from medgen.codecs.losses import CodecLosses
 from medgen.codecs.pixels import Pixels
+from medgen.disk import replacing
 from medgen.errors import DataError, RecipeError
 from medgen.protocols import Codec, Dataset
 from medgen.settings import TrainSettings

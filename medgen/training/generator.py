@@ -16,7 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from medgen.checkpoint import WEAK, WEIGHTS, content_digest, sweep, write_weights
+from medgen.checkpoint import WEAK, WEIGHTS, content_digest, write_weights
+from medgen.disk import sweep
 from medgen.errors import DataError
 from medgen.model import GenerativeModel
 from medgen.settings import TrainSettings

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from medgen.checkpoint import replacing, unwritable
+from medgen.disk import replacing, unwritable
 
 
 class Journal:

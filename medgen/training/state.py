@@ -18,7 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from medgen.checkpoint import read_weights, replacing, write_weights
+from medgen.checkpoint import read_weights, write_weights
+from medgen.disk import replacing
 from medgen.errors import CheckpointError, OutputError
 
 log = logging.getLogger(__name__)
