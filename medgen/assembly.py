@@ -117,6 +117,8 @@ def from_pretrained(path: str | Path, *, device: str = "cpu") -> GenerativeModel
     model = build_model(sections, schema, build_codec(sections["codec"], schema))
     load_into(model, state, source=str(folder))
     model.source = metadata["digest"]
+    model.recipe = sections
+    model.statistics = json.loads(metadata.get("statistics", "{}"))
     weak = folder / WEAK
     if "weak" in model.guidance.needs:
         if not weak.is_file():
@@ -139,11 +141,6 @@ def find_checkpoint(path: str | Path) -> Path:
         raise CheckpointError(f"{path}: expected the folder of a checkpoint, got a file")
     read_metadata(Path(path))
     raise CheckpointError(f"{path}: there is no checkpoint here")
-
-
-def read_statistics(path: str | Path) -> dict[str, Any]:
-    """What the training studies' labels and scalars looked like, from a checkpoint's metadata."""
-    return json.loads(read_metadata(find_checkpoint(path)).get("statistics", "{}"))
 
 
 def read_recipe(path: str | Path) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +28,12 @@ class GenerativeModel(nn.Module):
         guidance: how the conditional field is sharpened.
         dropout: probability that a condition becomes null in training, independently per condition.
         micro_batch: samples a forward pass; fixed, so that a sample never depends on its batch.
+
+    Attributes:
+        source: digest of the checkpoint that the weights are from.
+        recipe: resolved sections of the recipe that trained them.
+        statistics: of the training studies' labels and scalars, for plans.
+        weak: a worse model of the same shape, for autoguidance.
     """
 
     def __init__(
@@ -54,6 +61,8 @@ class GenerativeModel(nn.Module):
         self.micro_batch = micro_batch
         self.weak: GenerativeModel | None = None
         self.source = "untrained"
+        self.recipe: dict[str, Any] = {}
+        self.statistics: dict[str, Any] = {}
 
     def loss(self, z: Tensor, conditions: Batch, rng: Rng) -> Tensor:
         """Loss of every sample, (b,), from latents and their conditions.

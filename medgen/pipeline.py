@@ -22,7 +22,6 @@ from medgen.assembly import (
     checkpoint_metadata,
     from_pretrained,
     load_codec,
-    read_statistics,
     train_settings,
 )
 from medgen.checkpoint import RECIPE, WEIGHTS, content_digest
@@ -34,7 +33,7 @@ from medgen.model import GenerativeModel
 from medgen.protocols import Codec, Dataset
 from medgen.recipe import Recipe, digest
 from medgen.rng import derive
-from medgen.synthesis.plan import Plan, describe, make_plan, plan_like
+from medgen.synthesis.plan import Plan, describe, plan, plan_like
 from medgen.training.learner import TrainingData
 from medgen.types import Batch
 
@@ -151,14 +150,7 @@ class Run:
             self.say(f"Drawing {self.recipe.sections['sample']['count']} synthetic studies")
             model = from_pretrained(self.out, device=self.device)
             with self.progress("drawing") as progress:
-                drawn = synthesize(
-                    model,
-                    self._plan(model),
-                    out,
-                    recipe=self.recipe.sections,
-                    statistics=read_statistics(self.out),
-                    progress=progress,
-                )
+                drawn = synthesize(model, self._plan(model), out, progress=progress)
             self.say(f"Drew {drawn.count} studies, {drawn.rate:.1f} images/s")
         return out
 
@@ -167,9 +159,8 @@ class Run:
         settings = self.recipe.sections["sample"]
         if any(part["type"] == "mask" for part in self.recipe.sections["conditioner"].values()):
             return plan_like(self.split("train"), count=settings["count"], seed=settings["seed"])
-        return make_plan(
-            model.schema,
-            read_statistics(self.out),
+        return plan(
+            model,
             count=settings["count"],
             labels=settings["labels"],
             seed=settings["seed"],
@@ -178,7 +169,7 @@ class Run:
     def _claim(self) -> None:
         held = self.out / RECIPE
         if held.is_file():
-            from medgen.recipe import load as load_recipe
+            from medgen.recipe import load_recipe
 
             other = load_recipe(held)
             if other.digest != self.recipe.digest:
@@ -288,8 +279,8 @@ class Run:
         """Samples from fixed seeds and conditions, after `images` images of training."""
         from medgen.report.pictures import contact_sheet
 
-        plan = plan_like(self.split("validation"), count=model.micro_batch, seed=0)
-        drawn = model.sample(plan.conditions, list(plan.seeds))
+        asked = plan_like(self.split("validation"), count=model.micro_batch, seed=0)
+        drawn = model.sample(asked.conditions, list(asked.seeds))
         assert drawn.image is not None
         contact_sheet(drawn.image, path=self.out / "samples" / f"{images:09d}.png")
 

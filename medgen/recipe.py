@@ -1,9 +1,9 @@
 """YAML to a checked recipe: names from the registry, arguments from signatures.
 
 A recipe is data. It names components and their arguments; it holds no paths, code, inheritance or
-environment variables. `load` reads one, applies overrides, checks everything, reports every problem
-at once and fills in defaults, so a recipe in hand is complete, and its digest says all that decides
-what a run gives.
+environment variables. `load_recipe` reads one, applies overrides, checks everything, reports every
+problem at once and fills in defaults, so a recipe in hand is complete, and its digest says all that
+decides what a run gives.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class Recipe:
         return digest(self.sections)
 
     def to_yaml(self) -> str:
-        """The resolved recipe; `load` of it gives an equal recipe."""
+        """The resolved recipe; `load_recipe` of it gives an equal recipe."""
         return dump_yaml(self.sections)
 
     def settings(self, section: str) -> dict[str, Any]:
@@ -96,7 +96,7 @@ def find(name: str) -> Path:
     raise RecipeError(f"there is no recipe '{name}'. {did_you_mean(name, shipped())}")
 
 
-def load(name: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+def load_recipe(name: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """Read, override, check and complete a recipe.
 
     Args:

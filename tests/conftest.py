@@ -7,7 +7,7 @@ import torch
 from medgen.data.export import write_folder
 from medgen.data.simulated import Simulated
 from medgen.pipeline import Run
-from medgen.recipe import load
+from medgen.recipe import load_recipe
 
 TINY = [
     "data.count=40",
@@ -42,7 +42,7 @@ def simulated_folder(tmp_path_factory) -> Path:
 def trained(tmp_path_factory) -> Path:
     """The folder of a finished tiny training run."""
     out = tmp_path_factory.mktemp("trained") / "run"
-    return Run(load("cxr/quickstart", TINY), out, device="cpu").train()
+    return Run(load_recipe("cxr/quickstart", TINY), out, device="cpu").train()
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,7 @@ from conftest import TINY
 from medgen.checkpoint import read_metadata
 from medgen.errors import DataError, DeviceError, HealthError, OutputError
 from medgen.pipeline import Run
-from medgen.recipe import load
+from medgen.recipe import load_recipe
 
 QUICK = [*TINY, "prove.steps=8", "prove.fractions=[1.0]", "prove.repeats=2"]
 
@@ -15,7 +15,7 @@ QUICK = [*TINY, "prove.steps=8", "prove.fractions=[1.0]", "prove.repeats=2"]
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     out = tmp_path_factory.mktemp("runs") / "quickstart"
-    Run(load("cxr/quickstart", QUICK), out, device="cpu").run()
+    Run(load_recipe("cxr/quickstart", QUICK), out, device="cpu").run()
     return out
 
 
@@ -63,26 +63,26 @@ def test_the_report_is_one_page_that_asks_for_nothing(finished):
 
 def test_running_again_changes_nothing(finished, digests):
     before = digests(finished)
-    Run(load("cxr/quickstart", QUICK), finished, device="cpu").run()
+    Run(load_recipe("cxr/quickstart", QUICK), finished, device="cpu").run()
     assert digests(finished) == before
 
 
 def test_two_runs_of_one_recipe_are_the_same_model(trained, tmp_path):
-    again = Run(load("cxr/quickstart", TINY), tmp_path / "again", device="cpu").train()
+    again = Run(load_recipe("cxr/quickstart", TINY), tmp_path / "again", device="cpu").train()
     assert read_metadata(again)["digest"] == read_metadata(trained)["digest"]
 
 
 def test_a_folder_of_another_run_is_refused(trained, tmp_path):
     with pytest.raises(OutputError, match="another recipe or of other settings"):
-        Run(load("cxr/quickstart", [*TINY, "train.lr=0.5"]), trained, device="cpu").train()
+        Run(load_recipe("cxr/quickstart", [*TINY, "train.lr=0.5"]), trained, device="cpu").train()
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(OutputError, match="not empty"):
-        Run(load("cxr/quickstart", TINY), tmp_path, device="cpu").train()
+        Run(load_recipe("cxr/quickstart", TINY), tmp_path, device="cpu").train()
 
 
 def test_a_run_needs_its_data_and_device(tmp_path, monkeypatch):
     monkeypatch.delenv("MEDGEN_DATA", raising=False)
-    recipe = load("cxr/findings-flow-dit-64")
+    recipe = load_recipe("cxr/findings-flow-dit-64")
     with pytest.raises(DataError, match="--data-root"):
         Run(recipe, tmp_path, device="cpu").describe()
     with pytest.raises(DataError, match="no such folder"):
@@ -100,7 +100,7 @@ def test_an_unhealthy_codec_stops_a_run(simulated_folder, tmp_path):
         "codec.train.batch=8",
         "codec.losses={critic_channels: 8, perceptual: features}",
     ]
-    recipe = load("cxr/findings-flow-unet-128", overrides)
+    recipe = load_recipe("cxr/findings-flow-unet-128", overrides)
     with pytest.raises(HealthError, match="PSNR"):
         Run(recipe, tmp_path / "run", data_root=simulated_folder, device="cpu").train()
     assert not (tmp_path / "run" / "model.safetensors").exists()

@@ -3,7 +3,7 @@ import re
 import pytest
 
 from medgen.errors import RecipeError
-from medgen.recipe import load, shipped
+from medgen.recipe import load_recipe, shipped
 from medgen.registry import PACKAGES, arguments, find, names, register
 
 BROKEN = """\
@@ -22,25 +22,25 @@ tarin: {}
 
 @pytest.mark.parametrize("name", sorted(shipped()))
 def test_every_shipped_recipe_checks(name):
-    recipe = load(name)
+    recipe = load_recipe(name)
     assert recipe.name == name
     assert recipe.summary
 
 
 @pytest.mark.parametrize("name", sorted(shipped()))
 def test_a_resolved_recipe_loads_to_itself(name, tmp_path):
-    recipe = load(name)
+    recipe = load_recipe(name)
     file = tmp_path / "resolved.yaml"
     file.write_text(recipe.to_yaml())
-    assert load(file).sections == recipe.sections
-    assert load(file).digest == recipe.digest
+    assert load_recipe(file).sections == recipe.sections
+    assert load_recipe(file).digest == recipe.digest
 
 
 def test_all_problems_are_named_at_once_with_line_and_remedy(tmp_path):
     file = tmp_path / "broken.yaml"
     file.write_text(BROKEN)
     with pytest.raises(RecipeError) as error:
-        load(file)
+        load_recipe(file)
     said = error.value.problems
     for line, key, text in [
         (3, "data.type", "Did you mean 'simulated'?"),
@@ -75,14 +75,14 @@ def test_all_problems_are_named_at_once_with_line_and_remedy(tmp_path):
 )
 def test_a_bad_override_is_named(override, says):
     with pytest.raises(RecipeError, match=re.escape(says)):
-        load("cxr/quickstart", [override])
+        load_recipe("cxr/quickstart", [override])
 
 
 def test_overrides_reach_nested_keys():
-    recipe = load("cxr/quickstart", ["train.lr=1e-4", "data.size=[32, 32]"])
+    recipe = load_recipe("cxr/quickstart", ["train.lr=1e-4", "data.size=[32, 32]"])
     assert recipe.sections["train"]["lr"] == 1e-4
     assert recipe.sections["data"]["size"] == [32, 32]
-    assert recipe.digest != load("cxr/quickstart").digest
+    assert recipe.digest != load_recipe("cxr/quickstart").digest
 
 
 def test_formatting_does_not_change_the_digest(tmp_path):
@@ -91,21 +91,21 @@ def test_formatting_does_not_change_the_digest(tmp_path):
     ).replace("{type: pixels, patch: 2}", "\n  patch: 2\n  type: pixels")
     file = tmp_path / "same.yaml"
     file.write_text(text)
-    assert load(file).digest == load("cxr/quickstart").digest
+    assert load_recipe(file).digest == load_recipe("cxr/quickstart").digest
 
 
 def test_a_codec_recipe_is_written_out_where_it_is_named():
-    codec = load("cxr/findings-flow-unet-128").sections["codec"]
+    codec = load_recipe("cxr/findings-flow-unet-128").sections["codec"]
     assert codec["type"] == "autoencoder"
-    assert codec["train"]["images"] == load("cxr/kl-f4").sections["codec"]["train"]["images"]
-    changed = load("cxr/findings-flow-unet-128", ["codec.train.images=64"])
+    assert codec["train"]["images"] == load_recipe("cxr/kl-f4").sections["codec"]["train"]["images"]
+    changed = load_recipe("cxr/findings-flow-unet-128", ["codec.train.images=64"])
     assert changed.sections["codec"]["train"]["images"] == 64
 
 
 def test_parts_of_different_domains_are_refused(monkeypatch):
     monkeypatch.setattr(find("sampler", "euler"), "domain", "tokens")
     with pytest.raises(RecipeError, match="do not go together"):
-        load("cxr/quickstart", ["sampler.type=euler"])
+        load_recipe("cxr/quickstart", ["sampler.type=euler"])
 
 
 @pytest.mark.parametrize("kind", sorted(PACKAGES))

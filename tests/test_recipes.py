@@ -7,7 +7,7 @@ import pytest
 from medgen.checkpoint import read_metadata
 from medgen.data.synthetic import SyntheticDataset
 from medgen.pipeline import Run
-from medgen.recipe import load, shipped
+from medgen.recipe import load_recipe, shipped
 
 SMALL = {
     "unet": [
@@ -39,7 +39,7 @@ SMALL = {
 
 
 def overrides_for(name: str) -> list[str]:
-    sections = load(name).sections
+    sections = load_recipe(name).sections
     chosen = ["data.size=[32, 32]"]
     chosen += SMALL.get(sections["codec"]["type"], [])
     if "backbone" in sections:
@@ -57,7 +57,7 @@ def overrides_for(name: str) -> list[str]:
 @pytest.mark.parametrize("name", sorted(shipped()))
 def test_a_recipe_trains_and_draws(name, simulated_folder, tmp_path, monkeypatch):
     monkeypatch.setattr("medgen.codecs.health.Health.require", lambda self: self)
-    recipe = load(name, overrides_for(name))
+    recipe = load_recipe(name, overrides_for(name))
     job = Run(recipe, tmp_path / "run", data_root=simulated_folder, device="cpu")
     assert "studies" in job.describe()
     job.train()

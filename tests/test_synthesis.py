@@ -11,12 +11,19 @@ import pytest
 import torch
 from PIL import Image
 
-from medgen.assembly import from_pretrained, read_recipe, read_statistics
+from medgen.assembly import from_pretrained
 from medgen.data.folder import Folder
 from medgen.data.splits import load
 from medgen.errors import CheckpointError, DataError, OutputError
 from medgen.synthesis.draw import synthesize
-from medgen.synthesis.plan import describe, make_plan, plan_from_table, plan_like, read_masks
+from medgen.synthesis.plan import (
+    describe,
+    make_plan,
+    plan,
+    plan_from_table,
+    plan_like,
+    read_masks,
+)
 from medgen.synthesis.verify import verify
 from medgen.types import Schema
 
@@ -35,16 +42,7 @@ def factory(trained):
     model = from_pretrained(trained)
 
     def draw(out, count=10, **options):
-        plan = make_plan(model.schema, read_statistics(trained), count=count)
-        options = {"workers": 1, **options}
-        return synthesize(
-            model,
-            plan,
-            out,
-            recipe=read_recipe(trained),
-            statistics=read_statistics(trained),
-            **options,
-        )
+        return synthesize(model, plan(model, count=count), out, **{"workers": 1, **options})
 
     draw.model = model
     return draw
@@ -56,8 +54,8 @@ def dataset(factory, tmp_path_factory):
 
 
 def test_balanced_labels_show_every_finding_and_none_equally():
-    plan = make_plan(FLAGS, STATISTICS, count=300)
-    label = plan.conditions.label
+    made = make_plan(FLAGS, STATISTICS, count=300)
+    label = made.conditions.label
     assert (label.sum(dim=1) == 0).sum() == 100
     shown = label[label.sum(dim=1) > 0]
     # 100 rows were drawn for y, each 11; those for x are 10 or 11 with odds 9 : 1.
@@ -101,11 +99,11 @@ def test_a_longer_plan_begins_with_the_same_seeds():
 def test_plan_from_a_table(tmp_path):
     table = tmp_path / "wanted.csv"
     table.write_text("x,y,age,seed\n1,0,50,7\n,1,,\n")
-    plan = plan_from_table(FLAGS, table)
-    assert plan.conditions.label.tolist() == [[1, 0], [-1, 1]]
-    assert plan.conditions.scalar[0, 0] == 50
-    assert plan.conditions.scalar[1, 0].isnan()
-    assert plan.seeds[0] == 7
+    made = plan_from_table(FLAGS, table)
+    assert made.conditions.label.tolist() == [[1, 0], [-1, 1]]
+    assert made.conditions.scalar[0, 0] == 50
+    assert made.conditions.scalar[1, 0].isnan()
+    assert made.seeds[0] == 7
 
 
 @pytest.mark.parametrize(
@@ -140,12 +138,12 @@ def test_plan_like_keeps_conditions_of_a_study_together(simulated_folder):
         simulated_folder, (32, 32), mask_classes=classes, findings=("cardiomegaly", "effusion")
     )
     everything = load(studies)
-    plan = plan_like(studies, count=100)
+    made = plan_like(studies, count=100)
     known = {
         (tuple(label.tolist()), mask.sum().item())
         for label, mask in zip(everything.label, everything.mask, strict=True)
     }
-    for label, mask in zip(plan.conditions.label, plan.conditions.mask, strict=True):
+    for label, mask in zip(made.conditions.label, made.conditions.mask, strict=True):
         assert (tuple(label.tolist()), mask.sum().item()) in known
     statistics = describe(studies, everything.conditions())
     assert sum(statistics["labels"]["counts"]) == len(studies)
@@ -249,10 +247,10 @@ def test_verify_finds_planted_faults(dataset, factory, tmp_path):
 
 def test_a_sample_does_not_depend_on_its_batch(factory):
     model = factory.model
-    plan = make_plan(model.schema, STATISTICS | {"scalars": [[0.4, 0.5]]}, count=7)
-    together = model.sample(plan.conditions, list(plan.seeds)).image
+    made = make_plan(model.schema, STATISTICS | {"scalars": [[0.4, 0.5]]}, count=7)
+    together = model.sample(made.conditions, list(made.seeds)).image
     assert torch.equal(
-        together[4:], model.sample(plan.conditions.select([4, 5, 6]), list(plan.seeds[4:])).image
+        together[4:], model.sample(made.conditions.select([4, 5, 6]), list(made.seeds[4:])).image
     )
 
 

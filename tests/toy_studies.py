@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,7 +18,7 @@ class Studies:
     """A dataset of studies held in memory."""
 
     schema: Schema
-    studies: list[Study]
+    studies: Sequence[Study]
     batch: Batch
 
     def __len__(self) -> int:

@@ -8,32 +8,34 @@ from typing import TYPE_CHECKING
 
 import click
 
+from medgen.cli.options import examples
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from medgen.protocols import Dataset
 
-CHECK_EXAMPLES = """\b
-Examples:
-  medgen data check ~/radiographs
-  medgen data check ~/radiographs --findings subtype --mask-classes background,lung
-  medgen data check ~/radiographs --findings effusion,edema --json"""
+CHECK_EXAMPLES = examples(
+    "medgen data check ~/radiographs",
+    "medgen data check ~/radiographs --findings subtype --mask-classes background,lung",
+    "medgen data check ~/radiographs --findings effusion,edema --json",
+)
 
-SHOW_EXAMPLES = """\b
-Examples:
-  medgen data show ~/radiographs --out sheet.png
-  medgen data show ~/radiographs --findings subtype --mask-classes background,lung --out sheet.png
-  medgen data show runs/quickstart/synthetic --count 48 --size 64 --out sheet.png"""
+SHOW_EXAMPLES = examples(
+    "medgen data show ~/radiographs --out sheet.png",
+    "medgen data show ~/radiographs --findings subtype --mask-classes background,lung --out sheet.png",
+    "medgen data show runs/quickstart/synthetic --count 48 --size 64 --out sheet.png",
+)
 
-LIST_EXAMPLES = """\b
-Examples:
-  medgen data list"""
+LIST_EXAMPLES = examples(
+    "medgen data list",
+)
 
-SIMULATE_EXAMPLES = """\b
-Examples:
-  medgen data simulate --out simulated --count 500
-  medgen data simulate --out simulated --count 500 --size 128 --findings effusion,nodule
-  medgen data check simulated"""
+SIMULATE_EXAMPLES = examples(
+    "medgen data simulate --out simulated --count 500",
+    "medgen data simulate --out simulated --count 500 --size 128 --findings effusion,nodule",
+    "medgen data check simulated",
+)
 
 
 @click.group(epilog=examples("medgen data check FOLDER", "medgen data show FOLDER --out sheet.png"))

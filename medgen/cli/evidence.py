@@ -154,10 +154,10 @@ def _read(
     """The generator's recipe, the real studies read as it says, and the synthetic ones."""
     from medgen.assembly import build_dataset
     from medgen.data.synthetic import SyntheticDataset
-    from medgen.recipe import load
+    from medgen.recipe import load_recipe
 
     drawn = SyntheticDataset(synthetic)
-    recipe = load(synthetic / "recipe.yaml", overrides)
+    recipe = load_recipe(synthetic / "recipe.yaml", overrides)
     return recipe, build_dataset(recipe.sections["data"], real), drawn
 
 

@@ -41,10 +41,10 @@ def list_recipes(as_json: bool) -> None:
 @overrides
 def show(recipe: str, resolved: bool, overrides: tuple[str, ...]) -> None:
     """Print a recipe."""
-    from medgen.recipe import find, load
+    from medgen.recipe import find, load_recipe
 
     if resolved or overrides:
-        click.echo(load(recipe, overrides).to_yaml(), nl=False)
+        click.echo(load_recipe(recipe, overrides).to_yaml(), nl=False)
     else:
         click.echo(find(recipe).read_text(encoding="utf-8"), nl=False)
 
@@ -68,9 +68,9 @@ def copy(recipe: str, file: Path) -> None:
 @overrides
 def check(recipe: str, overrides: tuple[str, ...]) -> None:
     """Check a recipe: every problem at once, with file, line, key and remedy."""
-    from medgen.recipe import load
+    from medgen.recipe import load_recipe
 
-    checked = load(recipe, overrides)
+    checked = load_recipe(recipe, overrides)
     click.echo(f"{checked.name}: ok ({checked.kind}, {checked.digest[:19]})")
 
 
@@ -79,9 +79,9 @@ def check(recipe: str, overrides: tuple[str, ...]) -> None:
 @click.argument("second")
 def diff(first: str, second: str) -> None:
     """What two resolved recipes differ in; exit code 1 if they do."""
-    from medgen.recipe import load
+    from medgen.recipe import load_recipe
 
-    a, b = _flat(load(first).sections), _flat(load(second).sections)
+    a, b = _flat(load_recipe(first).sections), _flat(load_recipe(second).sections)
     changed = sorted(key for key in a.keys() | b.keys() if a.get(key) != b.get(key))
     for key in changed:
         click.echo(f"{key}: {json.dumps(a.get(key))} -> {json.dumps(b.get(key))}")

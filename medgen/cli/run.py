@@ -37,9 +37,9 @@ def run(
     Run the same command again to resume.
     """
     from medgen.pipeline import Run
-    from medgen.recipe import load
+    from medgen.recipe import load_recipe
 
-    checked = load(recipe, overrides)
+    checked = load_recipe(recipe, overrides)
     job = Run(checked, out or Path("runs") / checked.name, data_root=data_root, device=device)
     if dry_run:
         click.echo(job.describe())
@@ -72,9 +72,9 @@ def train(
     Run the same command again to resume: the result is the same as without the interruption.
     """
     from medgen.pipeline import Run
-    from medgen.recipe import load
+    from medgen.recipe import load_recipe
 
-    checked = load(recipe, overrides)
+    checked = load_recipe(recipe, overrides)
     job = Run(checked, out or Path("runs") / checked.name, data_root=data_root, device=device)
     job.progress = options.progress_bar
     job.say = lambda text: click.echo(text, err=True)

@@ -55,20 +55,18 @@ def sample(
     Run the same command again to resume. Every sample has its own seed, so its bytes do not depend
     on workers, shards or restarts.
     """
-    from medgen.assembly import from_pretrained, read_recipe, read_statistics
+    from medgen.assembly import from_pretrained
     from medgen.synthesis.draw import synthesize
-    from medgen.synthesis.plan import make_plan, mask_folder, plan_from_table
+    from medgen.synthesis.plan import mask_folder, plan, plan_from_table
     from medgen.training.common import resolve_device
 
     asked = _prevalences(prevalence)
     generator = from_pretrained(model, device=resolve_device(device))
-    statistics = read_statistics(model)
     if conditions is not None:
-        plan = plan_from_table(generator.schema, conditions, seed=seed)
+        wanted = plan_from_table(generator.schema, conditions, seed=seed)
     else:
-        plan = make_plan(
-            generator.schema,
-            statistics,
+        wanted = plan(
+            generator,
             count=count,
             labels=asked or labels,
             masks=None if masks is None else mask_folder(masks, generator.schema),
@@ -77,10 +75,8 @@ def sample(
     with options.progress_bar("drawing") as progress:
         drawn = synthesize(
             generator,
-            plan,
+            wanted,
             out,
-            recipe=read_recipe(model),
-            statistics=statistics,
             workers=workers,
             shard=_shard(shard),
             progress=progress,

@@ -181,11 +181,10 @@ def _agreement(
     if not known.any():
         raise DataError("every finding of every study is unknown; label agreement is undefined")
     count = int(known.any(axis=1).sum())
-    total: Array = known @ np.ones(known.shape[1])
-    found = {"label_agreement": _share((right * known).sum(axis=1), total, weights, count)}
+    found = {"label_agreement": _share(right * known, known, weights, count)}
     if not exclusive and truth.shape[1] > 1:
-        complete = ((right == 1) | (known == 0)).all(axis=1).astype(np.float64)
-        asked = known.any(axis=1).astype(np.float64)
+        complete = ((right == 1) | (known == 0)).all(axis=1, keepdims=True).astype(np.float64)
+        asked = known.max(axis=1, keepdims=True)
         found["label_agreement_all"] = _share(complete * asked, asked, weights, count)
     value = float(judge.task.value(scores, judge.task.targets(side.batch))[0])
     if np.isfinite(value):
@@ -198,8 +197,9 @@ def _agreement(
 
 
 def _share(right: Array, asked: Array, weights: Array, count: int) -> Estimate:
-    """The share of what was asked that is right, weighted by study."""
+    """The share of what was asked (b, k) that is right (b, k), under weights (draws, b)."""
     with np.errstate(invalid="ignore", divide="ignore"):
-        low, high = percentile_interval((weights @ right) / (weights @ asked))
+        draws = (weights @ right).sum(axis=1) / (weights @ asked).sum(axis=1)
+    low, high = percentile_interval(draws)
     value = float(right.sum() / asked.sum())
     return Estimate(value, low, high, count, higher_is_better=True, unit="share", method=BOOTSTRAP)

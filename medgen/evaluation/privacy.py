@@ -128,7 +128,7 @@ class Memorization:
     all but one in twenty held-out real studies), the same by space, the nearest-neighbour ratio
     (median distance to the nearest training study over that to the nearest of another patient; near
     0 is copying) and authenticity (share of samples farther from their nearest training study than
-    that is from its own neighbour; near one half is right). Mirrored copies count.
+    that is from its own neighbour; near 0 is copying). Mirrored copies count.
 
     Args:
         extractor: None is the evaluation's own.

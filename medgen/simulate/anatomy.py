@@ -87,7 +87,7 @@ def draw_anatomy(rng: np.random.Generator) -> Anatomy:
         fat=float(np.clip(12 + 8 * habitus, 4, 36)),
         muscle=rng.uniform(11, 15) if female else rng.uniform(14, 20),
         breast=float(np.clip(rng.uniform(10, 34) + 8 * habitus, 6, 50)) if female else 0.0,
-        heart=rng.uniform(0.41, 0.475),
+        heart=rng.uniform(0.405, 0.46),
         heart_tilt=rng.uniform(30, 48) - 4 * habitus,
         aorta=rng.uniform(11.5, 14) + 0.05 * max(age - 40, 0),
         pitch=stature * rng.uniform(20.5, 23.5),

@@ -180,8 +180,8 @@ def _heart(work: _Work, ratio: float) -> Array:
     aside /= np.linalg.norm(aside)
     frame = np.stack([long, aside, np.cross(long, aside)], axis=1)
     chambers = [
-        ((-48, -22, 27), (66, 48, 47), frame),
-        ((-56, -6, -22), (54, 40, 28), np.eye(3)),
+        ((-48, -20, 27), (66, 48, 57), frame),
+        ((-56, -6, -22), (54, 47, 28), np.eye(3)),
         ((-76, 14, 8), (34, 28, 42), np.eye(3)),
         ((-96, -16, 10), (44, 28, 27), np.eye(3)),
     ]

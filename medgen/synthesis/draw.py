@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -57,8 +57,6 @@ def synthesize(
     plan: Plan,
     out: Path,
     *,
-    recipe: dict[str, Any],
-    statistics: Mapping[str, Any],
     workers: int | None = None,
     shard: tuple[int, int] = (0, 1),
     progress: Progress | None = None,
@@ -69,8 +67,6 @@ def synthesize(
         model: a trained model, from `from_pretrained`.
         plan: what to draw.
         out: folder of the dataset.
-        recipe: resolved sections of the model's recipe.
-        statistics: of the generator's training studies; their number goes into `dataset.json`.
         workers: threads that draw units side by side; None means one a core on a CPU, else one.
         shard: (index, count): draw every count-th unit; whoever finishes last writes the tables.
         progress: told how many samples are done.
@@ -78,8 +74,7 @@ def synthesize(
     Raises:
         OutputError: the folder holds something else or cannot be written.
     """
-    about = _about(model, plan, recipe)
-    about["generator_saw"] = {key: statistics[key] for key in ("studies", "patients")}
+    about = _about(model, plan)
     if _claim(out, about):
         return Drawn(out, 0, 0.0)
     size = model.micro_batch
@@ -93,7 +88,7 @@ def synthesize(
         done += len(units[k])
         if progress is not None:
             progress(done, len(plan))
-    _assemble(model, out, units, about, recipe)
+    _assemble(model, out, units, about)
     return Drawn(out, done - before, time.perf_counter() - began)
 
 
@@ -114,16 +109,17 @@ def sample_name(index: int) -> str:
     return f"synthetic-{index:06d}"
 
 
-def _about(model: GenerativeModel, plan: Plan, recipe: dict[str, Any]) -> dict[str, Any]:
+def _about(model: GenerativeModel, plan: Plan) -> dict[str, Any]:
     from medgen import __version__
 
     device = next(model.backbone.parameters()).device
     return {
         "checkpoint": model.source,
         "plan": plan.digest,
-        "recipe": recipe["name"],
-        "sampler": recipe["sampler"],
-        "guidance": recipe["guidance"],
+        "recipe": model.recipe["name"],
+        "sampler": model.recipe["sampler"],
+        "guidance": model.recipe["guidance"],
+        "generator_saw": {key: model.statistics[key] for key in ("studies", "patients")},
         "micro_batch": model.micro_batch,
         "device": device.type,
         "attention": resolved_backend(device),
@@ -198,7 +194,6 @@ def _assemble(
     out: Path,
     units: list[range],
     about: dict[str, Any],
-    recipe: dict[str, Any],
 ) -> None:
     """Write the tables if every unit has its record, then drop the records."""
     from medgen.document import dump_yaml
@@ -209,6 +204,6 @@ def _assemble(
     schema = model.schema
     if not any("mask" in record["files"] for record in records):
         schema = replace(schema, mask_classes=())
-    write_tables(out, schema, records, about=about, recipe_yaml=dump_yaml(recipe))
+    write_tables(out, schema, records, about=about, recipe_yaml=dump_yaml(model.recipe))
     shutil.rmtree(out / "parts", ignore_errors=True)
     sweep(out)

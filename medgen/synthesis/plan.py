@@ -16,6 +16,7 @@ from torch import Tensor
 from medgen.data.files import read_mask
 from medgen.data.splits import load
 from medgen.errors import DataError, did_you_mean
+from medgen.model import GenerativeModel
 from medgen.protocols import Dataset
 from medgen.rng import derive
 from medgen.types import Batch, Schema
@@ -72,6 +73,19 @@ def describe(dataset: Dataset, conditions: Batch) -> dict[str, Any]:
             torch.quantile(column, shares).tolist() if len(column) else [] for column in columns
         ]
     return found
+
+
+def plan(
+    model: GenerativeModel,
+    *,
+    count: int,
+    labels: str | Mapping[str, float] = "balanced",
+    masks: Tensor | None = None,
+    seed: int = 0,
+) -> Plan:
+    """A plan of `count` samples of a trained model; see `make_plan`."""
+    statistics = model.statistics
+    return make_plan(model.schema, statistics, count=count, labels=labels, masks=masks, seed=seed)
 
 
 def make_plan(

@@ -1,0 +1,111 @@
+"""Distances and shares against closed forms and planted faults."""
+
+import numpy as np
+import pytest
+from toy_studies import discs
+
+from medgen.evaluation.comparison import Comparison
+from medgen.evaluation.distribution import Frechet, Kid, Prdc, frechet_distance, kid, prdc
+
+
+def test_frechet_of_two_gaussians():
+    """|m|^2 + sum (s1 - s2)^2 for commuting covariances, within 3 % at 20,000 samples."""
+    rng = np.random.default_rng(0)
+    first, second = np.array([1.0, 2.0, 0.5]), np.array([2.0, 2.0, 1.5])
+    shift = np.array([1.0, 0.0, -0.5])
+    turn, _ = np.linalg.qr(rng.normal(size=(3, 3)))
+    a = rng.normal(size=(20_000, 3)) * first @ turn
+    b = (rng.normal(size=(20_000, 3)) * second + shift) @ turn
+    exact = (shift**2).sum() + ((first - second) ** 2).sum()
+    assert frechet_distance(a, b) == pytest.approx(exact, rel=0.03)
+
+
+def test_frechet_of_a_set_with_itself_is_zero():
+    """Fewer studies than features: 31 eigenvalues of 1e-16 for 0 add 1e-8 each."""
+    a = np.random.default_rng(0).normal(size=(50, 80))
+    assert frechet_distance(a, a) == pytest.approx(0, abs=1e-5)
+
+
+def test_frechet_grows_as_studies_get_fewer():
+    """The bias that makes distances at unequal n incomparable."""
+    rng = np.random.default_rng(0)
+    few, many = (
+        np.mean([frechet_distance(*rng.normal(size=(2, n, 16))) for _ in range(10)])
+        for n in (100, 1000)
+    )
+    assert few > 5 * many
+
+
+def test_kid_is_unbiased_and_may_be_negative():
+    rng = np.random.default_rng(0)
+    values = np.array([kid(*rng.normal(size=(2, 60, 8))) for _ in range(200)])
+    assert abs(values.mean()) < 3.5 * values.std() / np.sqrt(len(values))
+    assert values.min() < 0
+
+
+def test_kid_sees_a_change_of_spread_at_equal_means():
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(size=(500, 8)), 1.5 * rng.normal(size=(500, 8))
+    assert kid(a, b) > 10 * abs(kid(a, rng.normal(size=(500, 8))))
+
+
+def test_prdc_of_one_distribution_and_of_identical_sets():
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(size=(2, 500, 4))
+    found = prdc(a, b)
+    assert min(found["precision"], found["recall"]) > 0.9
+    assert found["density"] == pytest.approx(1, abs=0.1)
+    assert found["coverage"] == pytest.approx(1 - 2**-5, abs=0.04)
+    same = prdc(a, a)
+    assert same["precision"] == same["recall"] == same["coverage"] == 1
+
+
+def test_prdc_tells_collapse_from_bad_samples():
+    rng = np.random.default_rng(0)
+    real = rng.normal(size=(400, 4))
+    collapsed = real[:4].repeat(100, axis=0) + 0.01 * rng.normal(size=(400, 4))
+    far = rng.normal(size=(400, 4)) + 8
+    found = prdc(real, collapsed)
+    assert found["precision"] > 0.9
+    assert found["recall"] < 0.1
+    assert found["coverage"] < 0.2
+    assert prdc(real, far)["precision"] < 0.05
+
+
+@pytest.fixture(scope="module")
+def real():
+    return discs(400, masks=False, findings=False)
+
+
+@pytest.fixture(scope="module")
+def fresh(real):
+    synthetic = discs(300, seed=1, synthetic=True, masks=False, findings=False)
+    return Comparison(real, synthetic, extractor="pixels-pca")
+
+
+@pytest.mark.parametrize("metric", [Frechet(), Kid(), Prdc()])
+def test_every_estimate_is_complete(fresh, metric):
+    for estimate in metric.measure(fresh).values():
+        assert estimate.low <= estimate.value <= estimate.high
+        assert estimate.n == fresh.equal == estimate.floor.n
+        assert estimate.extractor.startswith("pixels-pca")
+        assert "half-sampling" in estimate.method
+        assert "only" in estimate.warning
+
+
+def test_a_perfect_generator_stands_at_the_floor(fresh):
+    found = Kid().measure(fresh)["kid"]
+    assert found.low <= found.floor.value <= found.high
+
+
+def test_a_blurred_generator_stands_above_the_floor(real):
+    synthetic = discs(300, seed=1, synthetic=True, masks=False, findings=False, noise=0.3)
+    comparison = Comparison(real, synthetic, extractor="random")
+    for metric in (Frechet(), Kid()):
+        for estimate in metric.measure(comparison).values():
+            assert estimate.low > estimate.floor.high
+    assert Prdc().measure(comparison)["coverage"].value < 0.5
+
+
+def test_count_limits_both_sides(fresh):
+    assert Kid(count=30).measure(fresh)["kid"].n == 30

@@ -1,0 +1,226 @@
+"""The experiment returns the right verdict where the answer is known."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from toy_studies import Studies, discs
+
+from medgen.augmentation.experiment import Arm, plan, prove, training_indices
+from medgen.augmentation.tasks import Augment, task_for, train_consumer
+from medgen.augmentation.verdict import DUPLICATES, MIXED, REAL, SYNTHETIC
+from medgen.data.splits import by_split, load
+from medgen.errors import DataError, OutputError
+from medgen.settings import ProveSettings
+
+SAW = {"studies": 10, "patients": 10}
+HARD = discs(300, noise=2.5)
+QUICK = ProveSettings(task="classification", ratios=(1.0,), repeats=2, steps=4, batch=8)
+
+
+def run(tmp_path, real, synthetic, **changes):
+    settings = {"ratios": (12.0,), "fractions": (0.05,), "repeats": 4, "steps": 60, "batch": 16}
+    task = changes.pop("task", "classification")
+    settings = ProveSettings(task=task, **{**settings, **changes})
+    return prove(real, synthetic, settings, out=tmp_path, generator_saw=SAW)
+
+
+def primary(result):
+    [comparison] = [c for c in result.comparisons if c["primary"]]
+    return comparison
+
+
+def copies_of(real, count):
+    """A generator that returns its training set: copies of the real training studies."""
+    train = load(by_split(real, "train"))
+    synthetic = discs(count, seed=1, synthetic=True)
+    batch = train.select([i % len(train) for i in range(count)])
+    batch = replace(batch, provenance=synthetic.batch.provenance)
+    return Studies(synthetic.schema, synthetic.studies, batch)
+
+
+def test_more_studies_of_the_same_kind_help(tmp_path):
+    result = run(tmp_path, HARD, discs(200, seed=1, synthetic=True, noise=2.5))
+    found = primary(result)
+    assert found["versus"] == DUPLICATES
+    assert found["verdict"] == "helps"
+    assert found["estimate"]["low"] > 0
+    assert result.verdicts == {"0.05": "helps"}
+
+
+def test_copies_of_what_the_consumer_has_do_not_help(tmp_path):
+    real = discs(100, noise=2.5)
+    found = primary(run(tmp_path, real, copies_of(real, 60), ratios=(1.0,), fractions=(1.0,)))
+    assert found["verdict"] == "no evidence"
+
+
+def test_wrong_labels_hurt(tmp_path):
+    wrong = discs(200, seed=1, synthetic=True, noise=2.5, wrong=True)
+    assert primary(run(tmp_path, HARD, wrong))["verdict"] == "hurts"
+
+
+def test_segmentation_with_wrong_masks_hurts(tmp_path):
+    synthetic = discs(100, seed=1, synthetic=True)
+    moved = replace(synthetic.batch, mask=synthetic.batch.mask.roll(1, dims=0))
+    wrong = Studies(synthetic.schema, synthetic.studies, moved)
+    result = run(tmp_path, discs(150), wrong, task="segmentation", ratios=(4.0,), fractions=(0.2,))
+    assert result.metric == "Dice"
+    assert primary(result)["verdict"] == "hurts"
+
+
+def test_arms_and_their_counts(tmp_path):
+    real, synthetic = discs(100), discs(40, seed=1, synthetic=True)
+    result = prove(real, synthetic, QUICK, out=tmp_path, generator_saw=SAW)
+    counts = {row["arm"]: (row["real"], row["synthetic"], row["count"]) for row in result.rows}
+    assert counts == {
+        REAL: (60, 0, 60),
+        DUPLICATES: (60, 0, 120),
+        MIXED: (60, 40, 100),
+        SYNTHETIC: (0, 40, 40),
+    }
+    assert {row["steps"] for row in result.rows} == {4}
+    assert any("asks for 60 synthetic studies; all 40" in text for text in result.warnings)
+    stored = json.loads((tmp_path / "prove.json").read_text())
+    assert stored["rows"] == result.rows
+    assert stored["test"] == {"studies": 20, "patients": 20}
+
+
+def test_arms_of_a_repeat_share_their_studies():
+    real = by_split(discs(100), "train")
+    chosen = {
+        name: training_indices(Arm(0.5, name, 1.5, 0), real, 400, seed=0)
+        for name in (REAL, DUPLICATES, MIXED, SYNTHETIC)
+    }
+    mine, none = chosen[REAL]
+    assert none == []
+    assert chosen[MIXED][0] == mine
+    assert set(chosen[DUPLICATES][0]) == set(mine)
+    repeats = np.bincount(chosen[DUPLICATES][0])
+    assert set(repeats[repeats > 0]) == {2, 3}
+    assert len(chosen[DUPLICATES][0]) == len(mine) + len(chosen[MIXED][1])
+    assert chosen[SYNTHETIC][1][: len(chosen[MIXED][1])] == chosen[MIXED][1]
+    assert chosen[REAL][0] != training_indices(Arm(0.5, REAL, 0, 1), real, 400, seed=0)[0]
+
+
+def test_the_plan_holds_every_arm_once():
+    arms = plan(replace(QUICK, ratios=(0.0, 0.5, 1.0), fractions=(0.1, 1.0), repeats=3))
+    assert len(arms) == len(set(arms)) == 2 * 3 * (1 + 2 + 2 + 1)
+    assert len({arm.file for arm in arms}) == len(arms)
+
+
+def test_an_interrupted_experiment_resumes_to_the_same_end(tmp_path):
+    real, synthetic = discs(80), discs(40, seed=1, synthetic=True)
+    whole = prove(real, synthetic, QUICK, out=tmp_path / "whole", generator_saw=SAW)
+    prove(real, synthetic, QUICK, out=tmp_path / "cut", generator_saw=SAW)
+    files = sorted((tmp_path / "cut" / "prove").iterdir())
+    for path in files[::2]:
+        path.unlink()
+    kept = {path: path.stat().st_mtime_ns for path in files[1::2]}
+    again = prove(real, synthetic, QUICK, out=tmp_path / "cut", generator_saw=SAW)
+    assert [row["value"] for row in again.rows] == [row["value"] for row in whole.rows]
+    assert again.comparisons == whole.comparisons
+    assert all(path.stat().st_mtime_ns == stamp for path, stamp in kept.items())
+
+
+def test_more_repeats_keep_the_finished_ones(tmp_path):
+    real, synthetic = discs(80), discs(40, seed=1, synthetic=True)
+    first = prove(real, synthetic, QUICK, out=tmp_path, generator_saw=SAW)
+    more = prove(real, synthetic, replace(QUICK, repeats=3), out=tmp_path, generator_saw=SAW)
+    assert more.rows[: len(first.rows)] == first.rows
+
+
+def test_arms_of_another_experiment_are_refused(tmp_path):
+    real, synthetic = discs(80), discs(40, seed=1, synthetic=True)
+    prove(real, synthetic, QUICK, out=tmp_path, generator_saw=SAW)
+    with pytest.raises(OutputError, match="another experiment"):
+        prove(real, synthetic, replace(QUICK, steps=5), out=tmp_path, generator_saw=SAW)
+    with pytest.raises(OutputError, match="another experiment"):
+        other = discs(40, seed=2, synthetic=True)
+        prove(real, other, QUICK, out=tmp_path, generator_saw=SAW)
+
+
+def test_synthetic_studies_only_train(tmp_path):
+    synthetic = discs(40, seed=1, synthetic=True)
+    with pytest.raises(DataError, match="is not synthetic"):
+        prove(discs(80), discs(40, seed=1), QUICK, out=tmp_path, generator_saw=SAW)
+    real = discs(80)
+    origin = list(real.batch.provenance)
+    test = next(i for i, study in enumerate(real.studies) if study.split == "test")
+    origin[test] = replace(origin[test], synthetic=True)
+    leaked = Studies(real.schema, real.studies, replace(real.batch, provenance=tuple(origin)))
+    with pytest.raises(DataError, match=f"{real.studies[test].id}.*may only train"):
+        prove(leaked, synthetic, QUICK, out=tmp_path, generator_saw=SAW)
+
+
+def test_what_is_missing_is_said(tmp_path):
+    plain = {"findings": False, "masks": True}
+    real, synthetic = discs(80, **plain), discs(40, seed=1, synthetic=True, **plain)
+    with pytest.raises(DataError, match="needs findings"):
+        prove(real, synthetic, QUICK, out=tmp_path, generator_saw=SAW)
+    with pytest.raises(DataError, match="differ in 'findings'"):
+        prove(discs(80), synthetic, QUICK, out=tmp_path, generator_saw=SAW)
+
+
+def test_a_generator_that_saw_more_is_named(tmp_path):
+    saw = {"studies": 500, "patients": 400}
+    real, synthetic = discs(80), discs(40, seed=1, synthetic=True)
+    result = prove(real, synthetic, QUICK, out=tmp_path, generator_saw=saw)
+    assert (
+        "learned from 400 patients, the consumer from 48"
+        in (result.comparisons[0]["estimate"]["warning"])
+    )
+
+
+@pytest.mark.parametrize("name", ["classification", "segmentation"])
+def test_the_same_seed_trains_the_same_consumer(name):
+    studies = discs(60)
+    task = task_for(name, studies.schema)
+    images, targets = studies.batch.image, task.targets(studies.batch)
+    torch.manual_seed(1)
+    before = torch.random.get_rng_state()
+    first = train_consumer(task, images, targets, steps=6, seed=3)
+    assert torch.equal(before, torch.random.get_rng_state())
+    torch.manual_seed(2)
+    second = train_consumer(task, images, targets, steps=6, seed=3)
+    other = train_consumer(task, images, targets, steps=6, seed=4)
+    assert torch.equal(first.logits(images), second.logits(images))
+    assert not torch.equal(first.logits(images), other.logits(images))
+
+
+def test_unknown_labels_teach_nothing():
+    studies = discs(40)
+    task = task_for("classification", replace(studies.schema, exclusive=False))
+    logits = torch.zeros((2, 2), requires_grad=True)
+    task.loss(logits, torch.tensor([[-1, -1], [1, -1]])).sum().backward()
+    assert logits.grad is not None
+    assert (logits.grad != 0).tolist() == [[False, False], [True, False]]
+
+
+def test_a_mask_moves_with_its_image():
+    """An image that equals its mask still equals it after the same shift and scale."""
+    mask = discs(20).batch.mask
+    rng = torch.Generator().manual_seed(0)
+    augment = Augment(intensity=0.0)
+    moved, moved_mask = augment.apply(mask[:, None].float(), mask, rng)
+    assert ((moved[:, 0] > 0.5).long() == moved_mask).float().mean() > 0.99
+    assert not torch.equal(moved_mask, mask)
+
+
+def test_flips_only_where_allowed():
+    ramp = torch.linspace(-1, 1, 32).expand(64, 1, 32, 32)
+    rng = torch.Generator().manual_seed(0)
+    still = Augment(shift=0, scale=0, intensity=0)
+    assert torch.allclose(still.apply(ramp, None, rng)[0], ramp, atol=1e-5)
+    turned, _ = replace(still, flip=True).apply(ramp, None, rng)
+    mirrored = (turned[:, 0, 0, 0] > 0).float().mean()
+    assert 0.3 < mirrored < 0.7
+
+
+@pytest.mark.parametrize("size", [(48, 40), (64, 64), (100, 128)])
+def test_networks_take_any_size(size):
+    schema = replace(discs(2).schema, size=size)
+    images = torch.zeros((2, 1, *size))
+    assert task_for("classification", schema).network()(images).shape == (2, 2)
+    assert task_for("segmentation", schema).network()(images).shape == (2, 2, *size)
