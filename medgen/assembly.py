@@ -9,9 +9,19 @@ from pathlib import Path
 from typing import Any
 
 from medgen import registry
-from medgen.checkpoint import WEAK, WEIGHTS, load_into, read_metadata, read_weights
+from medgen.checkpoint import (
+    CARD,
+    RECIPE,
+    WEAK,
+    WEIGHTS,
+    load_into,
+    read_metadata,
+    read_weights,
+    write_weights,
+)
 from medgen.conditioners.joint import JointConditioner
-from medgen.errors import CheckpointError, DataError, RecipeError
+from medgen.disk import write_bytes
+from medgen.errors import CheckpointError, DataError, OutputError, RecipeError
 from medgen.model import GenerativeModel
 from medgen.protocols import Codec, Dataset
 from medgen.recipe import Recipe
@@ -190,6 +200,33 @@ def checkpoint_metadata(
 def train_settings(section: dict[str, Any]) -> TrainSettings:
     """A checked `train` section as settings."""
     return TrainSettings(**registry.from_plain(TrainSettings, section))
+
+
+def export_checkpoint(run: str | Path, out: Path, *, half: bool = False) -> str:
+    """Write weights, recipe and card of a run into a new folder; returns the weights' digest.
+
+    Args:
+        run: a checkpoint's or run's folder.
+        out: a new or empty folder.
+        half: store floating-point weights in 16 bits; they are read back as 32.
+
+    Raises:
+        CheckpointError: there is no checkpoint.
+        OutputError: the folder holds something or cannot be written.
+    """
+    folder = find_checkpoint(run)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise OutputError(f"{out}: is not empty; choose another folder with --out")
+    state, metadata = read_weights(folder)
+    if half:
+        state = {
+            name: tensor.half() if tensor.is_floating_point() and tensor.ndim else tensor
+            for name, tensor in state.items()
+        }
+    for name in (RECIPE, CARD):
+        if (folder / name).is_file():
+            write_bytes(out / name, (folder / name).read_bytes())
+    return write_weights(out / WEIGHTS, state, metadata)
 
 
 def prove_settings(section: dict[str, Any] | None, asked: dict[str, Any]) -> ProveSettings:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from medgen.assembly import (
     build_codec,
@@ -28,7 +29,7 @@ from medgen.checkpoint import RECIPE, WEIGHTS, content_digest
 from medgen.data.latents import cached_latents
 from medgen.data.splits import Subset, by_split, check_leakage, load
 from medgen.disk import write_bytes
-from medgen.errors import DataError, OutputError
+from medgen.errors import DataError, OutputError, RecipeError
 from medgen.model import GenerativeModel
 from medgen.protocols import Codec, Dataset
 from medgen.recipe import Recipe, digest
@@ -198,6 +199,7 @@ class Run:
         """The trained codec of the recipe, from `folder` if it was trained before."""
         if (folder / WEIGHTS).is_file():
             return load_codec(folder)
+        from medgen.codecs.autoencoder import Autoencoder
         from medgen.codecs.losses import CodecLosses
         from medgen.training.codec import train_codec
 
@@ -206,6 +208,8 @@ class Run:
             raise DataError(f"{self.recipe.name}: its codec has nothing to train")
         self.say(f"Training the codec ({section['train']['images']} images)")
         codec = self._fresh_codec()
+        if not isinstance(codec, Autoencoder):
+            raise RecipeError(f"codec '{section['type']}' has no weights to train; remove `train`")
         train_codec(
             codec,
             self.split("train"),
@@ -231,10 +235,16 @@ class Run:
             codec = self._train_codec(self.out / "codec")
         else:
             codec = self._fresh_codec()
-            codec.fit(load(self.split("train"), range(min(len(self.split("train")), 2_000))).image)
-        held_out = self.split("validation")
-        check_health(codec, load(held_out, range(min(len(held_out), 256))).image).require()
+            codec.fit(self._images("train", 2_000))
+        check_health(codec, self._images("validation", 256)).require()
         return codec
+
+    def _images(self, split: str, most: int) -> Tensor:
+        """Some images of a split, in their order."""
+        part = self.split(split)
+        image = load(part, range(min(len(part), most))).image
+        assert image is not None
+        return image
 
     def _train_generator(self) -> None:
         if (self.out / WEIGHTS).is_file():

@@ -41,6 +41,10 @@ class Codec(nn.Module, ABC):
     def decode(self, z: Tensor) -> Tensor:
         """Images (b c *s) in [-1, 1]."""
 
+    @abstractmethod
+    def fit(self, images: Tensor) -> None:
+        """Measure training images (b c *s), so that latents have unit variance."""
+
 
 class Conditioner(nn.Module, ABC):
     """Conditions of a batch to what enters the backbone's doors."""

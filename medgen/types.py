@@ -47,8 +47,10 @@ class Schema:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Schema:
         """The schema whose `dataclasses.asdict`, perhaps read back from JSON, is `values`."""
-        lists = {key: tuple(value) for key, value in values.items() if isinstance(value, list)}
-        return cls(**{**values, **lists})
+        plain: dict[str, Any] = dict(values)
+        for key in ("size", "findings", "mask_classes", "scalars"):
+            plain[key] = tuple(plain.get(key, ()))
+        return cls(**plain)
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from click.testing import CliRunner
 from conftest import TINY
 
 from medgen.cli.main import COMMANDS, cli
+from medgen.errors import MedgenError
 from medgen.recipe import shipped
 
 
@@ -66,8 +67,6 @@ def test_a_mistake_is_one_message_and_exit_code_1(tmp_path):
 )
 def test_mistakes(arguments, says, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    from medgen.errors import MedgenError
-
     done = invoke(*arguments)
     assert isinstance(done.exception, MedgenError)
     assert says in str(done.exception)
@@ -118,6 +117,25 @@ def test_checkpoints_show_and_verify(trained):
     shown = json.loads(invoke("checkpoints", "show", str(trained), "--json").output)
     assert shown["kind"] == "generator"
     assert shown["schema"]["findings"] == ["cardiomegaly", "effusion"]
+
+
+def test_an_exported_checkpoint_draws_nearly_the_same(trained, tmp_path):
+    from medgen.assembly import from_pretrained
+    from medgen.synthesis.plan import plan
+
+    out = tmp_path / "half"
+    done = invoke("checkpoints", "export", str(trained), "--out", str(out), "--half")
+    assert done.exit_code == 0, done.output
+    assert sorted(file.name for file in out.iterdir()) == ["model.safetensors", "recipe.yaml"]
+    full, half = from_pretrained(trained), from_pretrained(out)
+    asked = plan(full, count=4)
+    drawn = [m.sample(asked.conditions, list(asked.seeds)).image for m in (full, half)]
+    assert (drawn[0] - drawn[1]).abs().max() < 0.05  # images span 2; half keeps 11 bits
+    size = (out / "model.safetensors").stat().st_size
+    assert size < 0.7 * (trained / "model.safetensors").stat().st_size
+    assert isinstance(
+        invoke("checkpoints", "export", str(trained), "--out", str(out)).exception, MedgenError
+    )
 
 
 def test_dry_run_writes_nothing(tmp_path):

@@ -136,8 +136,8 @@ def test_arms_of_another_experiment_are_refused(tmp_path):
     prove(real, synthetic, QUICK, out=tmp_path, generator_saw=SAW)
     with pytest.raises(OutputError, match="another experiment"):
         prove(real, synthetic, replace(QUICK, steps=5), out=tmp_path, generator_saw=SAW)
+    other = discs(40, seed=2, synthetic=True)
     with pytest.raises(OutputError, match="another experiment"):
-        other = discs(40, seed=2, synthetic=True)
         prove(real, other, QUICK, out=tmp_path, generator_saw=SAW)
 
 

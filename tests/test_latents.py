@@ -122,7 +122,7 @@ def test_user_mistakes(codec, tmp_path):
         cached_latents(Grains(0), codec, digest="a", cache_dir=tmp_path)
     blocked = tmp_path / "file"
     blocked.write_text("not a folder")
-    with pytest.raises(OutputError, match="cannot write .*choose another folder"):
+    with pytest.raises(OutputError, match=r"cannot write .*choose another folder"):
         cached_latents(Grains(), codec, digest="a", cache_dir=blocked)
     bare = Grains()
     bare.images = None

@@ -79,7 +79,7 @@ def test_suspicious_pairs_name_the_copied_study():
 
 def test_second_neighbours_are_of_another_patient():
     train = np.array([[0.0], [0.1], [5.0]])
-    found = nearest(np.array([[0.0]]), np.array([[9.0]]), train, np.array([0, 0, 1]))
+    found = nearest(np.array([[0.0]]), np.array([[99.0]]), train, np.array([0, 0, 1]))
     assert found.index[0] == 0
     assert found.distance[0] == 0
     assert found.second[0] == 5

@@ -74,3 +74,16 @@ def verify(checkpoint: Path) -> None:
 
         read_weights(folder)
     click.echo(f"ok: {folder}")
+
+
+@checkpoints.command(
+    epilog=examples("medgen checkpoints export runs/cxr/quickstart --out mine --half")
+)
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="A new folder.")
+@click.option("--half", is_flag=True, help="Store weights in 16 bits: half the size.")
+def export(run: Path, out: Path, half: bool) -> None:
+    """Write what others need of a RUN: weights, recipe and card, without data, state and log."""
+    from medgen.assembly import export_checkpoint
+
+    click.echo(export_checkpoint(run, out, half=half))

@@ -23,7 +23,7 @@ CHECK_EXAMPLES = examples(
 
 SHOW_EXAMPLES = examples(
     "medgen data show ~/radiographs --out sheet.png",
-    "medgen data show ~/radiographs --findings subtype --mask-classes background,lung --out sheet.png",
+    "medgen data show ~/radiographs --mask-classes background,lung --out sheet.png",
     "medgen data show runs/quickstart/synthetic --count 48 --size 64 --out sheet.png",
 )
 

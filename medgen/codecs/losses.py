@@ -48,7 +48,7 @@ class CodecLosses:
     perceptual_weight: float = 0.5
     adversarial_weight: float = 0.1
     adaptive: bool = True
-    kl_weight: float = 1e-4
+    kl_weight: float = 1e-6
     critic_channels: int = 32
     critic_lr: float = 2e-4
 
