@@ -64,6 +64,18 @@ class GenerativeModel(nn.Module):
         self.recipe: dict[str, Any] = {}
         self.statistics: dict[str, Any] = {}
 
+    @property
+    def drawn(self) -> Schema:
+        """What its samples hold: of the training schema, only what it can be asked for."""
+        reads = self.conditioner.reads
+        return replace(
+            self.schema,
+            findings=self.schema.findings if "label" in reads else (),
+            scalars=self.schema.scalars if "scalar" in reads else (),
+            mask_classes=self.schema.mask_classes if "mask" in reads else (),
+            text=self.schema.text and "text" in reads,
+        )
+
     def loss(self, z: Tensor, conditions: Batch, rng: Rng) -> Tensor:
         """Loss of every sample, (b,), from latents and their conditions.
 

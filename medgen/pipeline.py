@@ -158,8 +158,10 @@ class Run:
     def _plan(self, model: GenerativeModel) -> Plan:
         """What the recipe asks for; a recipe with masks asks for those of training studies."""
         settings = self.recipe.sections["sample"]
-        if any(part["type"] == "mask" for part in self.recipe.sections["conditioner"].values()):
-            return plan_like(self.split("train"), count=settings["count"], seed=settings["seed"])
+        if model.drawn.mask_classes:
+            return plan_like(
+                model, self.split("train"), count=settings["count"], seed=settings["seed"]
+            )
         return plan(
             model,
             count=settings["count"],
@@ -289,7 +291,7 @@ class Run:
         """Samples from fixed seeds and conditions, after `images` images of training."""
         from medgen.report.pictures import contact_sheet
 
-        asked = plan_like(self.split("validation"), count=model.micro_batch, seed=0)
+        asked = plan_like(model, self.split("validation"), count=model.micro_batch)
         drawn = model.sample(asked.conditions, list(asked.seeds))
         assert drawn.image is not None
         contact_sheet(drawn.image, path=self.out / "samples" / f"{images:09d}.png")

@@ -47,9 +47,13 @@ class Codec(nn.Module, ABC):
 
 
 class Conditioner(nn.Module, ABC):
-    """Conditions of a batch to what enters the backbone's doors."""
+    """Conditions of a batch to what enters the backbone's doors.
+
+    `reads` names the fields of a `Batch` that it encodes: what a generator can be asked for.
+    """
 
     spec: CondSpec
+    reads: frozenset[str]
 
     @abstractmethod
     def encode(self, batch: Batch) -> Conditioning:

@@ -27,6 +27,8 @@ COUNT = 5
 class _Words(Conditioner):
     """A conditioner of tokens: report i has as many words as it has letters."""
 
+    reads = frozenset({"text"})
+
     def __init__(self, width):
         super().__init__()
         self.spec = CondSpec(tokens=width)

@@ -95,7 +95,7 @@ def test_an_unhealthy_codec_stops_a_run(simulated_folder, tmp_path):
     overrides = [
         "data.size=[32, 32]",
         "data.findings=[effusion]",
-        "codec.channels=[8, 8, 16]",
+        "codec.channels=[8, 16]",
         "codec.train.images=16",
         "codec.train.batch=8",
         "codec.losses={critic_channels: 8, perceptual: features}",

@@ -17,7 +17,7 @@ SMALL = {
     ],
     "dit": ["backbone.depth=1", "backbone.width=32", "backbone.heads=2"],
     "autoencoder": [
-        "codec.channels=[8, 8, 16]",
+        "codec.channels=[8, 16]",
         "codec.train.images=32",
         "codec.train.batch=8",
         "codec.train.validate_every=32",

@@ -63,13 +63,13 @@ def sample(
     asked = _prevalences(prevalence)
     generator = from_pretrained(model, device=resolve_device(device))
     if conditions is not None:
-        wanted = plan_from_table(generator.schema, conditions, seed=seed)
+        wanted = plan_from_table(generator.drawn, conditions, seed=seed)
     else:
         wanted = plan(
             generator,
             count=count,
             labels=asked or labels,
-            masks=None if masks is None else mask_folder(masks, generator.schema),
+            masks=None if masks is None else mask_folder(masks, generator.drawn),
             seed=seed,
         )
     with options.progress_bar("drawing") as progress:

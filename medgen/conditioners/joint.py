@@ -31,6 +31,7 @@ class JointConditioner(Conditioner):
             if not name.isidentifier() or hasattr(nn.ModuleDict, name):
                 raise ValueError(f"a condition cannot be named '{name}'; choose a plain other word")
         self.names = tuple(parts)
+        self.reads = frozenset(field for part in parts.values() for field in part.reads)
         self.parts = nn.ModuleDict(dict(parts))
         widths = {name: part.spec.tokens for name, part in parts.items() if part.spec.tokens}
         widest = max(widths.values(), default=0)

@@ -28,6 +28,8 @@ class LabelConditioner(Conditioner):
         ValueError: the schema has no findings.
     """
 
+    reads = frozenset({"label"})
+
     def __init__(self, schema: Schema, width: int = 256) -> None:
         super().__init__()
         self.findings = len(schema.findings)

@@ -32,6 +32,8 @@ class MaskConditioner(Conditioner):
     Source: concatenation as in Rombach et al. 2022, arXiv 2112.10752, sec. 4.3.2.
     """
 
+    reads = frozenset({"mask"})
+
     def __init__(self, schema: Schema, latent: LatentSpec, *, detail: bool = False) -> None:
         super().__init__()
         self.classes = len(schema.mask_classes)

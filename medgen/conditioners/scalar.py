@@ -34,6 +34,7 @@ class ScalarConditioner(Conditioner):
     Source: Tancik et al. 2020, arXiv 2006.10739, with fixed frequencies.
     """
 
+    reads = frozenset({"scalar"})
     mean: Tensor
     std: Tensor
     frequencies: Tensor

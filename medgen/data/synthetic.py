@@ -130,19 +130,20 @@ def _matched(
 
 
 class Mixed:
-    """Studies of several datasets of one schema, in their order.
+    """Studies of several datasets in their order, each with what all of them hold.
 
     With a `torch.utils.data.DataLoader`, pass `collate_fn=Batch.concat`.
 
     Args:
+        schema: what all datasets hold; other fields of an item are None.
         parts: datasets and which of their studies.
     """
 
     schema: Schema
     studies: Sequence[Study]
 
-    def __init__(self, parts: Sequence[tuple[Dataset, Sequence[int]]]) -> None:
-        self.schema = parts[0][0].schema
+    def __init__(self, schema: Schema, parts: Sequence[tuple[Dataset, Sequence[int]]]) -> None:
+        self.schema = schema
         self._places = [(dataset, index) for dataset, indices in parts for index in indices]
         self.studies = tuple(dataset.studies[index] for dataset, index in self._places)
         labels = [labels_of(dataset) for dataset, _ in parts]
@@ -151,20 +152,29 @@ class Mixed:
             for held, (_, indices) in zip(labels, parts, strict=True)
             if held is not None
         ]
-        self.labels: Tensor | None = torch.cat(chosen) if chosen else None
+        self.labels: Tensor | None = torch.cat(chosen) if schema.findings else None
 
     def __len__(self) -> int:
         return len(self._places)
 
     def __getitem__(self, index: int) -> Batch:
         dataset, place = self._places[index]
-        return dataset[place]
+        item = dataset[place]
+        return Batch(
+            image=item.image,
+            label=item.label if self.schema.findings else None,
+            mask=item.mask if self.schema.mask_classes else None,
+            scalar=item.scalar if self.schema.scalars else None,
+            text=item.text if self.schema.text else None,
+            provenance=item.provenance,
+        )
 
 
 def mix(real: Dataset, synthetic: Dataset, *, ratio: float, seed: int) -> Mixed:
     """Real training studies and, for each of them, `ratio` synthetic ones drawn without repeats.
 
-    A smaller ratio draws a part of what a larger one draws with the same seed.
+    A smaller ratio draws a part of what a larger one draws with the same seed. Findings, masks,
+    scalars or reports that only one of the two holds are left out.
 
     Args:
         real: training studies only.
@@ -179,7 +189,7 @@ def mix(real: Dataset, synthetic: Dataset, *, ratio: float, seed: int) -> Mixed:
     """
     if not ratio >= 0:
         raise ValueError(f"expected a ratio of at least 0, got {ratio}")
-    _check_alike(real.schema, synthetic.schema)
+    schema = common_schema(real.schema, synthetic.schema)
     astray = [study.id for study in real.studies if study.split != "train"]
     if astray:
         raise DataError(
@@ -196,21 +206,33 @@ def mix(real: Dataset, synthetic: Dataset, *, ratio: float, seed: int) -> Mixed:
     drawn = keys.argsort(stable=True)[:wanted].tolist()
     for dataset, indices, expected in ((real, range(len(real)), False), (synthetic, drawn, True)):
         _check_provenance(dataset, indices, expected)
-    return Mixed([(real, range(len(real))), (synthetic, drawn)])
+    return Mixed(schema, [(real, range(len(real))), (synthetic, drawn)])
 
 
-def _check_alike(real: Schema, synthetic: Schema) -> None:
-    theirs = asdict(synthetic)
-    differ = [
-        f"{name}: {value} and {theirs[name]}"
-        for name, value in asdict(real).items()
-        if value != theirs[name]
-    ]
+def common_schema(real: Schema, synthetic: Schema) -> Schema:
+    """What real and synthetic studies both hold.
+
+    Raises:
+        DataError: images differ in size or channels, both hold the same kind of thing under other
+            names, or there is nothing but images in common.
+    """
+    ours, theirs = asdict(real), asdict(synthetic)
+    kinds = ("findings", "mask_classes", "scalars")
+    both = [name for name in kinds if ours[name] and theirs[name]]
+    checked = ["size", "channels", *both, *(["exclusive"] if "findings" in both else [])]
+    differ = [f"{k}: {ours[k]} and {theirs[k]}" for k in checked if ours[k] != theirs[k]]
     if differ:
         raise DataError(
             f"real and synthetic studies differ in {'; '.join(differ)}. Read the real ones with "
             "the size, channels and columns of the synthetic ones."
         )
+    if not both:
+        raise DataError(
+            "real and synthetic studies have no findings, masks or scalars in common; read the "
+            "real ones with the columns of the synthetic ones."
+        )
+    left_out: dict[str, Any] = {name: () for name in kinds if name not in both}
+    return replace(real, text=real.text and synthetic.text, **left_out)
 
 
 def _check_provenance(dataset: Dataset, indices: Sequence[int], expected: bool) -> None:

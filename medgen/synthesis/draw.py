@@ -183,7 +183,7 @@ def _draw(model: GenerativeModel, plan: Plan, places: range, out: Path, unit: in
             synthetic=True,
             source=model.source,
             seed=plan.seeds[index],
-            condition=condition_of(plan.conditions, index, model.schema),
+            condition=condition_of(plan.conditions, index, model.drawn),
         )
         records.append({**asdict(provenance), "files": files})
     write_bytes(_record(out, unit), json.dumps(records).encode())
@@ -201,7 +201,7 @@ def _assemble(
     if not all(_record(out, k).is_file() for k in range(len(units))):
         return
     records = [r for k in range(len(units)) for r in json.loads(_record(out, k).read_text())]
-    schema = model.schema
+    schema = model.drawn
     if not any("mask" in record["files"] for record in records):
         schema = replace(schema, mask_classes=())
     write_tables(out, schema, records, about=about, recipe_yaml=dump_yaml(model.recipe))

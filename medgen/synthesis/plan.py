@@ -85,7 +85,7 @@ def plan(
 ) -> Plan:
     """A plan of `count` samples of a trained model; see `make_plan`."""
     statistics = model.statistics
-    return make_plan(model.schema, statistics, count=count, labels=labels, masks=masks, seed=seed)
+    return make_plan(model.drawn, statistics, count=count, labels=labels, masks=masks, seed=seed)
 
 
 def make_plan(
@@ -120,8 +120,8 @@ def make_plan(
     return Plan(conditions, tuple(derive(seed, index) for index in range(count)))
 
 
-def plan_like(dataset: Dataset, *, count: int, seed: int = 0) -> Plan:
-    """A plan that asks for the conditions of real studies, each about equally often.
+def plan_like(model: GenerativeModel, dataset: Dataset, *, count: int, seed: int = 0) -> Plan:
+    """A plan that asks a model for the conditions of real studies, each about equally often.
 
     Label, scalars and mask of one study stay together, so what is asked for is possible.
     """
@@ -130,8 +130,8 @@ def plan_like(dataset: Dataset, *, count: int, seed: int = 0) -> Plan:
     kept = sorted(set(chosen))
     source = load(dataset, kept).conditions()
     rows = source.select([kept.index(index) for index in chosen])
-    conditions = Batch(label=rows.label, scalar=rows.scalar, mask=rows.mask)
-    return Plan(conditions, tuple(derive(seed, index) for index in range(count)))
+    asked = {name: getattr(rows, name) for name in model.conditioner.reads}
+    return Plan(Batch(**asked), tuple(derive(seed, index) for index in range(count)))
 
 
 def plan_from_table(schema: Schema, table: Path, *, seed: int = 0) -> Plan:

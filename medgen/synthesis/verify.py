@@ -108,7 +108,7 @@ def _drawn_differently(
     chosen: list[int],
 ) -> Iterable[str]:
     size = about["micro_batch"]
-    plan = _plan(folder, records, model.schema)
+    plan = _plan(folder, records, model.drawn)
     for unit in sorted({index // size for index in chosen}):
         places = range(unit * size, min((unit + 1) * size, len(records)))
         images = draw_unit(model, plan, places)
