@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -21,10 +22,11 @@ from medgen.checkpoint import (
 )
 from medgen.conditioners.joint import JointConditioner
 from medgen.disk import write_bytes
+from medgen.document import Document
 from medgen.errors import CheckpointError, DataError, OutputError, RecipeError
 from medgen.model import GenerativeModel
 from medgen.protocols import Codec, Dataset
-from medgen.recipe import Recipe
+from medgen.recipe import Recipe, check
 from medgen.settings import ProveSettings, TrainSettings
 from medgen.types import Schema
 
@@ -108,21 +110,32 @@ def build_model(sections: dict[str, Any], schema: Schema, codec: Codec) -> Gener
     )
 
 
-def from_pretrained(path: str | Path, *, device: str = "cpu") -> GenerativeModel:
+def from_pretrained(
+    path: str | Path,
+    *,
+    device: str = "cpu",
+    sampler: Mapping[str, Any] | None = None,
+    guidance: Mapping[str, Any] | None = None,
+) -> GenerativeModel:
     """The generative model of a checkpoint's folder, or of a run's.
 
     Args:
         path: a folder with model.safetensors, or the name of a shipped checkpoint.
         device: where to put it.
+        sampler: another `sampler` section than that of the recipe, such as {"type": "heun"}.
+        guidance: another `guidance` section, such as {"type": "classifier_free", "scale": 2.0}.
 
     Raises:
         CheckpointError: there is none, it is damaged, or it holds no generator.
+        RecipeError: sampler or guidance are wrong.
     """
     folder = find_checkpoint(path)
     state, metadata = read_weights(folder)
     if metadata.get("kind") != "generator":
         raise CheckpointError(f"{folder}: holds a {metadata.get('kind')}, expected a generator")
-    sections = json.loads(metadata["recipe"])
+    others = {"sampler": sampler, "guidance": guidance}
+    asked = {name: dict(section) for name, section in others.items() if section is not None}
+    sections = check(Document(json.loads(metadata["recipe"]) | asked)).sections
     schema = Schema.from_dict(json.loads(metadata["schema"]))
     model = build_model(sections, schema, build_codec(sections["codec"], schema))
     load_into(model, state, source=str(folder))

@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
@@ -117,6 +117,18 @@ def load_recipe(name: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     _expand_codec(document)
     for override in overrides:
         _apply(document, override)
+    return check(document)
+
+
+def override(sections: Mapping[str, Any], overrides: Sequence[str]) -> Recipe:
+    """A checked recipe with overrides laid over it.
+
+    Raises:
+        RecipeError: an override is wrong.
+    """
+    document = Document(copy.deepcopy(dict(sections)))
+    for text in overrides:
+        _apply(document, text)
     return check(document)
 
 

@@ -101,6 +101,29 @@ def test_sample_and_verify(trained, tmp_path):
     assert invoke("verify", str(out)).exit_code == 1
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ["sampler.type=heun", "sampler.steps=3"],
+        ["guidance={type: classifier_free, scale: 60.0, interval: [0.2, 0.9]}"],
+        ["guidance={type: autoguidance, scale: 30.0}"],
+    ],
+)
+def test_sampler_and_guidance_can_be_asked_for(trained, tmp_path, settings):
+    out = tmp_path / "drawn"
+    chosen = [part for text in settings for part in ("--set", text)]
+    done = invoke("sample", str(trained), "--out", str(out), "--count", "4", *chosen)
+    assert done.exit_code == 0, done.output
+    done = invoke("verify", str(out), "--model", str(trained), "--json")
+    assert json.loads(done.stdout) == {"files": 4, "redrawn": 4, "problems": []}
+    usual = tmp_path / "usual"
+    invoke("sample", str(trained), "--out", str(usual), "--count", "4")
+    name = "images/synthetic-000000.png"
+    assert (usual / name).read_bytes() != (out / name).read_bytes()
+    done = invoke("sample", str(trained), "--out", "x", "--set", "train.images=3")
+    assert done.exit_code == 2
+
+
 def test_sample_from_a_table(trained, tmp_path):
     table = tmp_path / "wanted.csv"
     table.write_text("cardiomegaly,effusion\n1,0\n0,1\n")

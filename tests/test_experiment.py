@@ -21,7 +21,7 @@ QUICK = ProveSettings(task="classification", ratios=(1.0,), repeats=2, steps=4, 
 
 
 def run(tmp_path, real, synthetic, **changes):
-    settings = {"ratios": (12.0,), "fractions": (0.05,), "repeats": 4, "steps": 60, "batch": 16}
+    settings = {"ratios": (12.0,), "fractions": (0.05,), "repeats": 4, "steps": 30, "batch": 16}
     task = changes.pop("task", "classification")
     settings = ProveSettings(task=task, **{**settings, **changes})
     return prove(real, synthetic, settings, out=tmp_path, generator_saw=SAW)
@@ -65,7 +65,8 @@ def test_segmentation_with_wrong_masks_hurts(tmp_path):
     synthetic = discs(100, seed=1, synthetic=True)
     moved = replace(synthetic.batch, mask=synthetic.batch.mask.roll(1, dims=0))
     wrong = Studies(synthetic.schema, synthetic.studies, moved)
-    result = run(tmp_path, discs(150), wrong, task="segmentation", ratios=(4.0,), fractions=(0.2,))
+    masks = {"task": "segmentation", "ratios": (4.0,), "fractions": (0.2,), "repeats": 3}
+    result = run(tmp_path, discs(150), wrong, **masks)
     assert result.metric == "Dice"
     assert primary(result)["verdict"] == "hurts"
 

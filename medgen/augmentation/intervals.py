@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from medgen.augmentation.scores import nan_mean
+
 Array = NDArray[np.float64]
 
 
@@ -97,7 +99,7 @@ def paired_difference(values: Array, draws: Array, *, seed: int) -> Difference:
         seed: seeds the Student t numbers.
     """
     repeats = len(values)
-    spread = np.nanmean(draws, axis=0)
+    spread = nan_mean(draws, axis=0)
     if repeats > 1:
         error = float(np.std(values, ddof=1)) / np.sqrt(repeats)
         noise = np.random.default_rng(seed).standard_t(repeats - 1, size=spread.shape)

@@ -16,6 +16,7 @@ from medgen.cli import options
         "medgen sample MODEL --out DIR --conditions wanted.csv",
         "medgen sample MODEL --out DIR --prevalence effusion=0.3 --prevalence nodule=0.1",
         "medgen sample MODEL --out DIR --masks folder/of/masks",
+        "medgen sample MODEL --out DIR --set sampler.steps=32 --set guidance.type=autoguidance",
     )
 )
 @click.argument("model", type=click.Path(path_type=Path))
@@ -35,6 +36,7 @@ from medgen.cli import options
 @click.option("--workers", type=click.IntRange(1), help="Threads on a CPU. Default: its cores.")
 @click.option("--shard", metavar="I/N", help="Draw every N-th part only, beginning with part I.")
 @click.option("--sheet", type=click.Path(path_type=Path), help="Also write a contact sheet here.")
+@options.overrides
 @options.device
 def sample(
     model: Path,
@@ -48,6 +50,7 @@ def sample(
     workers: int | None,
     shard: str | None,
     sheet: Path | None,
+    overrides: tuple[str, ...],
     device: str,
 ) -> None:
     """Draw a synthetic labelled dataset from MODEL, a checkpoint's or run's folder.
@@ -55,13 +58,20 @@ def sample(
     Run the same command again to resume. Every sample has its own seed, so its bytes do not depend
     on workers, shards or restarts.
     """
-    from medgen.assembly import from_pretrained
+    from medgen.assembly import from_pretrained, read_recipe
+    from medgen.recipe import override
     from medgen.synthesis.draw import synthesize
     from medgen.synthesis.plan import mask_folder, plan, plan_from_table
     from medgen.training.common import resolve_device
 
     asked = _prevalences(prevalence)
-    generator = from_pretrained(model, device=resolve_device(device))
+    settings = override(read_recipe(model), _sampling_only(overrides)).sections
+    generator = from_pretrained(
+        model,
+        device=resolve_device(device),
+        sampler=settings["sampler"],
+        guidance=settings["guidance"],
+    )
     if conditions is not None:
         wanted = plan_from_table(generator.drawn, conditions, seed=seed)
     else:
@@ -103,9 +113,13 @@ def verify(dataset: Path, model: Path | None, count: int, seed: int, as_json: bo
     Without --model only the files are checked against their manifest.
     """
     from medgen.assembly import from_pretrained
+    from medgen.synthesis.verify import read_dataset
     from medgen.synthesis.verify import verify as check
 
-    generator = from_pretrained(model) if model is not None else None
+    generator = None
+    if model is not None:
+        about, _ = read_dataset(dataset)
+        generator = from_pretrained(model, sampler=about["sampler"], guidance=about["guidance"])
     result = check(dataset, generator, count=count, seed=seed)
     if as_json:
         click.echo(json.dumps(result.__dict__))
@@ -115,6 +129,13 @@ def verify(dataset: Path, model: Path | None, count: int, seed: int, as_json: bo
         verdict = "not as written" if result.problems else "ok"
         click.echo(f"{verdict}: {result.files} files checked, {result.redrawn} samples drawn again")
     raise click.exceptions.Exit(int(bool(result.problems)))
+
+
+def _sampling_only(overrides: tuple[str, ...]) -> tuple[str, ...]:
+    for text in overrides:
+        if text.partition("=")[0].partition(".")[0] not in ("sampler", "guidance"):
+            raise click.UsageError(f"--set {text}: sampling can change sampler and guidance alone")
+    return overrides
 
 
 def _prevalences(given: tuple[str, ...]) -> dict[str, float]:
