@@ -15,6 +15,7 @@ TINY = [
     "backbone.channels=[32, 32]",
     "backbone.attention=[false, false]",
     "train.images=128",
+    "train.warmup=16",
     "train.batch=16",
     "train.validate_every=64",
     "train.checkpoint_every=64",
