@@ -105,8 +105,8 @@ def test_sample_and_verify(trained, tmp_path):
     "settings",
     [
         ["sampler.type=heun", "sampler.steps=3"],
-        ["guidance={type: classifier_free, scale: 60.0, interval: [0.2, 0.9]}"],
-        ["guidance={type: autoguidance, scale: 30.0}"],
+        ["guidance={type: classifier_free, scale: 3000.0, interval: [0.2, 0.9]}"],
+        ["guidance={type: autoguidance, scale: 300.0}"],
     ],
 )
 def test_sampler_and_guidance_can_be_asked_for(trained, tmp_path, settings):
