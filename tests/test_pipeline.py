@@ -2,9 +2,11 @@ import json
 from html.parser import HTMLParser
 
 import pytest
+from click.testing import CliRunner
 from conftest import TINY
 
 from medgen.checkpoint import read_metadata
+from medgen.cli.main import cli
 from medgen.errors import DataError, DeviceError, HealthError, OutputError
 from medgen.pipeline import Run
 from medgen.recipe import load_recipe
@@ -104,3 +106,22 @@ def test_an_unhealthy_codec_stops_a_run(simulated_folder, tmp_path):
     with pytest.raises(HealthError, match="PSNR"):
         Run(recipe, tmp_path / "run", data_root=simulated_folder, device="cpu").train()
     assert not (tmp_path / "run" / "model.safetensors").exists()
+
+
+def test_evidence_from_the_command_line(finished, tmp_path):
+    dataset = ["--synthetic", str(finished / "synthetic"), "--out", str(tmp_path)]
+    metrics = ["--metric", "kid", "--metric", "mask_agreement", "--extractor", "random"]
+    done = CliRunner().invoke(cli, ["evaluate", *dataset, *metrics, "--json"])
+    assert done.exit_code == 0, done.output
+    found = json.loads(done.stdout)
+    assert found == json.loads((tmp_path / "evaluation.json").read_text())
+    assert found["metrics"]["kid"]["floor"]["n"] > 0
+    assert found["extractor"]["name"] == "random"
+    assert "mask_agreement" in found["skipped"]
+    few = ["--repeats", "2", "--steps", "4", "--fractions", "1", "--ratios", "0.5"]
+    done = CliRunner().invoke(cli, ["prove", *dataset, *few, "--task", "classification"])
+    assert done.exit_code == 0, done.output
+    assert "against" in done.stdout
+    assert (tmp_path / "prove.json").is_file()
+    done = CliRunner().invoke(cli, ["prove", *dataset, *few[:-1], "many"])
+    assert done.exit_code == 2
