@@ -15,6 +15,7 @@ from medgen.checkpoint import (
     RECIPE,
     WEAK,
     WEIGHTS,
+    find_checkpoint,
     load_into,
     read_metadata,
     read_weights,
@@ -29,14 +30,6 @@ from medgen.protocols import Codec, Dataset
 from medgen.recipe import Recipe, check
 from medgen.settings import ProveSettings, TrainSettings
 from medgen.types import Schema
-
-SHIPPED = Path(__file__).parents[1] / "checkpoints"
-"""Small trained models that come with a clone of the repository."""
-
-
-def shipped_checkpoints() -> list[Path]:
-    """Folders of the checkpoints that come with medgen."""
-    return sorted(file.parent for file in SHIPPED.glob(f"*/{WEIGHTS}"))
 
 
 def build_dataset(section: dict[str, Any], root: Path | None) -> Dataset:
@@ -149,26 +142,6 @@ def from_pretrained(
         model.weak = build_model(sections, schema, model.codec).to(device).eval()
         load_into(model.weak, read_weights(weak)[0], source=str(weak))
     return model.to(device).eval()
-
-
-def find_checkpoint(path: str | Path) -> Path:
-    """The folder of a checkpoint, by path or by the name of a shipped one.
-
-    Raises:
-        CheckpointError: there is none.
-    """
-    for folder in (Path(path), SHIPPED / str(path)):
-        if (folder / WEIGHTS).is_file():
-            return folder
-    if Path(path).is_file():
-        raise CheckpointError(f"{path}: expected the folder of a checkpoint, got a file")
-    read_metadata(Path(path))
-    raise CheckpointError(f"{path}: there is no checkpoint here")
-
-
-def read_recipe(path: str | Path) -> dict[str, Any]:
-    """The resolved sections of the recipe that trained a checkpoint."""
-    return json.loads(read_metadata(find_checkpoint(path))["recipe"])
 
 
 def load_codec(path: str | Path) -> Codec:

@@ -12,6 +12,7 @@ import json
 import struct
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -24,6 +25,9 @@ WEIGHTS = "model.safetensors"
 WEAK = "weak.safetensors"
 RECIPE = "recipe.yaml"
 CARD = "card.md"
+
+SHIPPED = Path(__file__).parents[1] / "checkpoints"
+"""Small trained models that come with a clone of the repository."""
 
 HEADER_LIMIT = 32 * 2**20
 """Bytes; a larger header is an attack or damage, for a thousand tensors need some 0.1 MB."""
@@ -134,6 +138,31 @@ def read_metadata(path: Path) -> dict[str, str]:
     if not isinstance(metadata, dict):
         raise _damaged(file, "its metadata is not a table of strings")
     return {str(key): str(value) for key, value in metadata.items()}
+
+
+def shipped_checkpoints() -> list[Path]:
+    """Folders of the checkpoints that come with medgen."""
+    return sorted(file.parent for file in SHIPPED.glob(f"*/{WEIGHTS}"))
+
+
+def find_checkpoint(path: str | Path) -> Path:
+    """The folder of a checkpoint, by path or by the name of a shipped one.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    for folder in (Path(path), SHIPPED / str(path)):
+        if (folder / WEIGHTS).is_file():
+            return folder
+    if Path(path).is_file():
+        raise CheckpointError(f"{path}: expected the folder of a checkpoint, got a file")
+    read_metadata(Path(path))
+    raise CheckpointError(f"{path}: there is no checkpoint here")
+
+
+def read_recipe(path: str | Path) -> dict[str, Any]:
+    """The resolved sections of the recipe that trained a checkpoint."""
+    return json.loads(read_metadata(find_checkpoint(path))["recipe"])
 
 
 def load_into(module: nn.Module, state: Mapping[str, Tensor], source: str = "checkpoint") -> None:

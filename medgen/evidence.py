@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,110 +12,131 @@ from torch import Tensor
 
 from medgen.assembly import prove_settings
 from medgen.checkpoint import CARD, read_metadata
-from medgen.data.splits import Subset, load
+from medgen.data.splits import Subset, by_split, load
 from medgen.data.synthetic import SyntheticDataset
 from medgen.disk import write_bytes
 from medgen.protocols import Dataset
+from medgen.recipe import Recipe
 from medgen.rng import derive
 from medgen.synthesis.export import condition_of
-
-if TYPE_CHECKING:
-    from medgen.pipeline import Run
+from medgen.types import Progress, Schema
 
 EVALUATION = "evaluation.json"
+SYNTHETIC = "synthetic"
 PROOF = "prove.json"
 SHOWN = 24
 """Real and synthetic studies in the report's gallery."""
 
 
-def evaluate_run(run: Run) -> None:
-    """Measure the run's synthetic studies against its real ones, into `evaluation.json`."""
+def evaluate_run(
+    out: Path, studies: Dataset, metrics: list[dict[str, Any]], progress: Progress
+) -> None:
+    """Measure a run's synthetic studies against the real ones, into `evaluation.json`.
+
+    Args:
+        out: the run's folder.
+        studies: real ones, all three splits.
+        metrics: the recipe's section `evaluate`.
+        progress: shows how far it is.
+    """
     from medgen.evaluation.suite import evaluate
 
-    metrics = run.recipe.sections["evaluate"]
-    if not metrics or (run.out / EVALUATION).is_file():
+    if not metrics or (out / EVALUATION).is_file():
         return
-    run.say("Evaluating")
-    with run.progress("evaluating") as progress:
+    with progress("evaluating") as step:
         found = evaluate(
-            run.studies,
-            SyntheticDataset(run.out / "synthetic"),
+            studies,
+            SyntheticDataset(out / SYNTHETIC),
             metrics,
-            progress=lambda done, total, name: progress(done, total),
+            progress=lambda done, total, name: step(done, total),
         )
-    write_json(run.out / EVALUATION, found)
+    write_json(out / EVALUATION, found)
 
 
-def prove_run(run: Run) -> None:
-    """Does training on the run's synthetic studies help? Into `prove.json`."""
+def prove_run(
+    out: Path, studies: Dataset, section: dict[str, Any] | None, progress: Progress
+) -> None:
+    """Does training on a run's synthetic studies help? Into `prove.json`.
+
+    Args:
+        out: the run's folder.
+        studies: real ones, all three splits.
+        section: the recipe's section `prove`; None proves nothing.
+        progress: shows how far it is.
+    """
     from medgen.augmentation.experiment import prove
 
-    section = run.recipe.sections["prove"]
-    if not section or (run.out / PROOF).is_file():
+    if not section or (out / PROOF).is_file():
         return
-    run.say("Proving")
-    train = run.split("train")
+    train = by_split(studies, "train")
     saw = {"studies": len(train), "patients": len({study.patient for study in train.studies})}
-    with run.progress("proving") as progress:
+    with progress("proving") as step:
         prove(
-            run.studies,
-            SyntheticDataset(run.out / "synthetic"),
+            studies,
+            SyntheticDataset(out / SYNTHETIC),
             prove_settings(section, {}),
-            out=run.out,
+            out=out,
             generator_saw=saw,
-            progress=lambda done, total, name: progress(done, total),
+            progress=lambda done, total, name: step(done, total),
         )
 
 
-def report_run(run: Run) -> Path:
-    """The page that tells what the run found, and the checkpoint's card."""
+def report_run(out: Path, recipe: Recipe, studies: Dataset) -> Path:
+    """The page that tells what a run found, and the checkpoint's card.
+
+    Args:
+        out: the run's folder.
+        recipe: of the run.
+        studies: real ones, all three splits.
+    """
     from medgen import __version__
     from medgen.report.html import write_report
 
-    metadata = read_metadata(run.out)
+    metadata = read_metadata(out)
+    about = json.loads((out / SYNTHETIC / "dataset.json").read_text())
     facts = {
-        "recipe digest": run.recipe.digest,
+        "recipe digest": recipe.digest,
         "checkpoint digest": metadata["digest"],
         "medgen": __version__,
         "torch": torch.__version__,
-        "device": run.device,
+        "device": about["device"],
     }
-    where = f" --data-root {run.data_root.name}" if run.data_root is not None else ""
+    where = " --data-root FOLDER" if recipe.sections["data"]["type"] != "simulated" else ""
     commands = [
-        f"medgen run {run.recipe.name}{where}",
+        f"medgen run {recipe.name}{where}",
         "medgen sample RUN --out DIR --count 1000",
         "medgen verify RUN/synthetic --model RUN",
     ]
-    write_bytes(run.out / CARD, card(run, metadata).encode())
+    train = by_split(studies, "train")
+    write_bytes(out / CARD, card(recipe, studies.schema, metadata, _figures(out)).encode())
     return write_report(
-        run.out,
-        title=run.recipe.name,
-        summary=run.recipe.summary,
+        out,
+        title=recipe.name,
+        summary=recipe.summary,
         commands=commands,
-        gallery=_gallery(run),
+        gallery=_gallery(out, train),
         facts=facts,
     )
 
 
-def card(run: Run, metadata: dict[str, str]) -> str:
+def card(recipe: Recipe, schema: Schema, metadata: dict[str, str], figures: list[str]) -> str:
     """A model card: what was trained on what, what it gave, what it is not for."""
     statistics = json.loads(metadata["statistics"])
-    schema = run.studies.schema
     lines = [
-        f"# {run.recipe.name}",
+        f"# {recipe.name}",
         "",
-        run.recipe.summary,
+        recipe.summary,
         "",
         f"- trained on: {statistics['studies']} studies of {statistics['patients']} patients "
-        f"(`{run.recipe.sections['data']['type']}`)",
+        f"(`{recipe.sections['data']['type']}`)",
         f"- findings: {', '.join(schema.findings) or 'none'}",
-        f"- images seen: {run.recipe.sections['train']['images']}",
+        f"- images seen: {recipe.sections['train']['images']}",
         f"- digest: `{metadata['digest']}`",
         "",
         "Samples are synthetic: for research and to train models, never for diagnosis, never in a",
         "validation or test set.",
         "",
-        *_figures(run.out),
+        *figures,
     ]
     return "\n".join(lines) + "\n"
 
@@ -153,12 +174,11 @@ def _interval(estimate: dict[str, Any]) -> str:
     return f"{value} ({low} to {high})"
 
 
-def _gallery(run: Run) -> Any:
+def _gallery(out: Path, train: Subset) -> Any:
     """Real beside synthetic studies, and synthetic beside their nearest real ones."""
     from medgen.report.gallery import Gallery
 
-    train = run.split("train")
-    synthetic = SyntheticDataset(run.out / "synthetic")
+    synthetic = SyntheticDataset(out / SYNTHETIC)
     order = np.random.default_rng(derive("gallery")).permutation(len(train))[:SHOWN].tolist()
     places = np.linspace(0, len(synthetic) - 1, min(SHOWN, len(synthetic))).astype(int).tolist()
     drawn = load(synthetic, places).image
@@ -174,15 +194,15 @@ def _gallery(run: Run) -> Any:
         real_captions=_captions(train, order),
         synthetic_captions=_captions(synthetic, places),
         nearest_captions=[f"RMS distance {value:.3f}" for value in distance.amin(dim=1)],
-        studies=_suspects(run, train, everything),
+        studies=_suspects(out, train, everything),
     )
 
 
-def _suspects(run: Run, train: Subset, images: Tensor) -> dict[str, np.ndarray]:
+def _suspects(out: Path, train: Subset, images: Tensor) -> dict[str, np.ndarray]:
     """Pictures of the real studies that suspicious pairs name."""
-    if not (run.out / EVALUATION).is_file():
+    if not (out / EVALUATION).is_file():
         return {}
-    pairs = json.loads((run.out / EVALUATION).read_text()).get("pairs", [])
+    pairs = json.loads((out / EVALUATION).read_text()).get("pairs", [])
     wanted = {pair["real"] for pair in pairs}
     found = {study.id: i for i, study in enumerate(train.studies) if study.id in wanted}
     return {name: _pixels(images[i : i + 1])[0] for name, i in found.items()}

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -30,16 +30,14 @@ from medgen.data.latents import cached_latents
 from medgen.data.splits import Subset, by_split, check_leakage, load
 from medgen.disk import write_bytes
 from medgen.errors import DataError, OutputError, RecipeError
+from medgen.evidence import SYNTHETIC, evaluate_run, prove_run, report_run
 from medgen.model import GenerativeModel
 from medgen.protocols import Codec, Dataset
 from medgen.recipe import Recipe, digest
 from medgen.rng import derive
 from medgen.synthesis.plan import Plan, describe, plan, plan_like
 from medgen.training.learner import TrainingData
-from medgen.types import Batch
-
-Progress = Callable[[str], AbstractContextManager[Callable[[int, int], None]]]
-"""A title -> a context that yields a function of (done, in all)."""
+from medgen.types import Batch, Progress
 
 logger = logging.getLogger(__name__)
 
@@ -135,18 +133,18 @@ class Run:
         self.train()
         if self.recipe.kind == "codec":
             return self.out
-        from medgen.evidence import evaluate_run, prove_run, report_run
-
         self.synthesize()
-        evaluate_run(self)
-        prove_run(self)
-        return report_run(self)
+        self.say("Evaluating")
+        evaluate_run(self.out, self.studies, self.recipe.sections["evaluate"], self.progress)
+        self.say("Proving")
+        prove_run(self.out, self.studies, self.recipe.sections["prove"], self.progress)
+        return report_run(self.out, self.recipe, self.studies)
 
     def synthesize(self) -> Path:
         """Draw the dataset of the recipe's `sample` section into `synthetic/`."""
         from medgen.synthesis.draw import synthesize
 
-        out = self.out / "synthetic"
+        out = self.out / SYNTHETIC
         if not (out / "dataset.json").is_file():
             self.say(f"Drawing {self.recipe.sections['sample']['count']} synthetic studies")
             model = from_pretrained(self.out, device=self.device)

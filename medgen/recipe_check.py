@@ -107,7 +107,7 @@ class Checker:
 
     def _codec_checkpoint(self, value: dict[str, Any], path: Key) -> dict[str, Any]:
         """The section of the codec inside a checkpoint, with `checkpoint` beside it."""
-        from medgen.assembly import read_recipe
+        from medgen.checkpoint import read_recipe
 
         name = value.pop("checkpoint")
         try:

@@ -8,6 +8,7 @@ v vocabulary.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
@@ -18,6 +19,8 @@ from torch import Tensor
 Domain = Literal["continuous", "tokens"]
 Net = Callable[[Tensor, Tensor], Tensor]
 """(z_t, t) -> output of a network whose conditions are already bound; t is (b,) in [0, 1]."""
+Progress = Callable[[str], AbstractContextManager[Callable[[int, int], None]]]
+"""A title -> a context that shows progress and yields a function of (done, in all)."""
 Field = Callable[[Tensor, Tensor], Tensor]
 """What a sampler follows: (z_t, t) -> dz/dt on the linear path, or logits for tokens."""
 

@@ -23,7 +23,8 @@ FLOORS = (
     ("augmentation",),
     ("evaluation",),
     ("report", "training", "synthesis"),
-    ("pipeline", "evidence"),
+    ("evidence",),
+    ("pipeline",),
     ("cli",),
 )
 FLOOR = {name: level for level, names in enumerate(FLOORS) for name in names}

@@ -19,8 +19,7 @@ def checkpoints() -> None:
 @as_json
 def list_checkpoints(as_json: bool) -> None:
     """The checkpoints that come with medgen."""
-    from medgen.assembly import shipped_checkpoints
-    from medgen.checkpoint import read_metadata
+    from medgen.checkpoint import read_metadata, shipped_checkpoints
 
     found = {
         folder.name: {
@@ -41,8 +40,7 @@ def list_checkpoints(as_json: bool) -> None:
 @as_json
 def show(checkpoint: Path, as_json: bool) -> None:
     """What a checkpoint says about itself."""
-    from medgen.assembly import find_checkpoint
-    from medgen.checkpoint import CARD, read_metadata
+    from medgen.checkpoint import CARD, find_checkpoint, read_metadata
 
     folder = find_checkpoint(checkpoint)
     metadata = read_metadata(folder)
@@ -63,8 +61,8 @@ def show(checkpoint: Path, as_json: bool) -> None:
 @click.argument("checkpoint", type=click.Path(path_type=Path))
 def verify(checkpoint: Path) -> None:
     """Check the digest of a checkpoint, and that its weights fit its recipe."""
-    from medgen.assembly import find_checkpoint, from_pretrained
-    from medgen.checkpoint import read_metadata
+    from medgen.assembly import from_pretrained
+    from medgen.checkpoint import find_checkpoint, read_metadata
 
     folder = find_checkpoint(checkpoint)
     if read_metadata(folder).get("kind") == "generator":

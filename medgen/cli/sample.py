@@ -58,7 +58,8 @@ def sample(
     Run the same command again to resume. Every sample has its own seed, so its bytes do not depend
     on workers, shards or restarts.
     """
-    from medgen.assembly import from_pretrained, read_recipe
+    from medgen.assembly import from_pretrained
+    from medgen.checkpoint import read_recipe
     from medgen.recipe import override
     from medgen.synthesis.draw import synthesize
     from medgen.synthesis.plan import mask_folder, plan, plan_from_table
