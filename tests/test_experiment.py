@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from math import erf
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from toy_studies import Studies, discs
 
 from medgen.augmentation.experiment import Arm, plan, prove, training_indices
 from medgen.augmentation.tasks import Augment, task_for, train_consumer
-from medgen.augmentation.verdict import DUPLICATES, MIXED, REAL, SYNTHETIC
+from medgen.augmentation.verdict import DUPLICATES, MIXED, REAL, SYNTHETIC, compare, verdicts
 from medgen.data.splits import by_split, load
 from medgen.errors import DataError, OutputError
 from medgen.settings import ProveSettings
@@ -41,8 +42,51 @@ def copies_of(real, count):
     return Studies(synthetic.schema, synthetic.studies, batch)
 
 
+def scored(separations, *, repeats=3, count=200):
+    """Results of arms whose scores are Gaussian, the classes so many deviations apart."""
+    rng = np.random.default_rng(0)
+    studies = discs(count)
+    upper = studies.batch.label[:, 1].numpy()
+    common = rng.normal(size=count)
+    results = [
+        {"fraction": 1.0, "arm": arm, "ratio": ratio, "repeat": repeat, "scores": both}
+        for (arm, ratio), separation in separations.items()
+        for repeat in range(repeats)
+        for score in [separation * upper + common + 0.2 * rng.normal(size=count)]
+        for both in [np.stack([-score, score], axis=1).tolist()]
+    ]
+    task = task_for("classification", studies.schema)
+    return compare(task, task.targets(studies.batch), studies.studies, results, seed=0, warning={})
+
+
+@pytest.mark.parametrize(
+    ("mixed", "verdict"), [(2.0, "helps"), (1.0, "no evidence"), (0.3, "hurts")]
+)
+def test_verdicts_on_known_scores(mixed, verdict):
+    """The AUROC of two unit Gaussians a distance d apart is Phi(d / sqrt 2)."""
+    found = scored(
+        {(REAL, 0.0): 1.0, (DUPLICATES, 1.0): 1.0, (MIXED, 1.0): mixed, (SYNTHETIC, 1.0): 1.0}
+    )
+    [comparison] = [c for c in found if c["primary"]]
+    assert comparison["verdict"] == verdict
+    exact = (erf(mixed / 2) - erf(1 / 2)) / 2
+    assert comparison["estimate"]["value"] == pytest.approx(exact, abs=0.05)
+
+
+def test_a_gain_over_real_that_duplicates_share_is_no_evidence():
+    found = scored(
+        {(REAL, 0.0): 0.5, (DUPLICATES, 1.0): 2.0, (MIXED, 1.0): 2.0, (SYNTHETIC, 1.0): 1.0}
+    )
+    said = {(c["arm"], c["versus"]): c["verdict"] for c in found}
+    assert said[MIXED, REAL] == "helps"
+    assert said[MIXED, DUPLICATES] == "no evidence"
+    assert verdicts(found) == {"1": "no evidence"}
+
+
+@pytest.mark.slow
 def test_more_studies_of_the_same_kind_help(tmp_path):
-    result = run(tmp_path, HARD, discs(200, seed=1, synthetic=True, noise=2.5))
+    synthetic = discs(200, seed=1, synthetic=True, noise=2.5)
+    result = run(tmp_path, HARD, synthetic, steps=60)
     found = primary(result)
     assert found["versus"] == DUPLICATES
     assert found["verdict"] == "helps"
@@ -52,13 +96,15 @@ def test_more_studies_of_the_same_kind_help(tmp_path):
 
 def test_copies_of_what_the_consumer_has_do_not_help(tmp_path):
     real = discs(100, noise=2.5)
-    found = primary(run(tmp_path, real, copies_of(real, 60), ratios=(1.0,), fractions=(1.0,)))
+    once = {"ratios": (1.0,), "fractions": (1.0,), "repeats": 3, "steps": 15}
+    found = primary(run(tmp_path, real, copies_of(real, 60), **once))
     assert found["verdict"] == "no evidence"
 
 
 def test_wrong_labels_hurt(tmp_path):
-    wrong = discs(200, seed=1, synthetic=True, noise=2.5, wrong=True)
-    assert primary(run(tmp_path, HARD, wrong))["verdict"] == "hurts"
+    real, wrong = discs(100), discs(100, seed=1, synthetic=True, wrong=True)
+    changes = {"ratios": (4.0,), "fractions": (0.3,), "repeats": 3, "steps": 45}
+    assert primary(run(tmp_path, real, wrong, **changes))["verdict"] == "hurts"
 
 
 def test_segmentation_with_wrong_masks_hurts(tmp_path):
@@ -66,6 +112,7 @@ def test_segmentation_with_wrong_masks_hurts(tmp_path):
     moved = replace(synthetic.batch, mask=synthetic.batch.mask.roll(1, dims=0))
     wrong = Studies(synthetic.schema, synthetic.studies, moved)
     masks = {"task": "segmentation", "ratios": (4.0,), "fractions": (0.2,), "repeats": 3}
+    masks |= {"steps": 20, "batch": 8}
     result = run(tmp_path, discs(150), wrong, **masks)
     assert result.metric == "Dice"
     assert primary(result)["verdict"] == "hurts"
