@@ -16,8 +16,8 @@ from medgen.errors import RecipeError
 
 Path = tuple[str | int, ...]
 
-_INT = re.compile(r"[-+]?\d[\d_]*")
-_FLOAT = re.compile(r"[-+]?(\.\d+|\d[\d_]*(\.\d*)?)([eE][-+]?\d+)?")
+_INT = re.compile(r"[-+]?\d+(_\d+)*", re.ASCII)
+_FLOAT = re.compile(r"[-+]?(\.\d+|\d+(_\d+)*(\.\d*)?)([eE][-+]?\d+)?", re.ASCII)
 _WORDS = {"": None, "~": None, "null": None, "true": True, "false": False}
 
 
@@ -133,7 +133,10 @@ def _list(dumper: yaml.SafeDumper, value: list[Any]) -> yaml.SequenceNode:
 
 
 def _float(dumper: yaml.SafeDumper, value: float) -> yaml.ScalarNode:
-    return dumper.represent_scalar("tag:yaml.org,2002:float", repr(value))
+    text = repr(value)
+    if "." not in text:  # PyYAML's own pattern wants a point, else it would quote the number
+        text = text.replace("e", ".0e")
+    return dumper.represent_scalar("tag:yaml.org,2002:float", text)
 
 
 _Dumper.add_representer(str, _string)

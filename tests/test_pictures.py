@@ -72,7 +72,7 @@ def test_it_is_written_at_once(tmp_path):
     sheet = contact_sheet(torch.zeros(1, 1, 8, 8), path=tmp_path / "sheet.png")
     assert np.array_equal(np.asarray(Image.open(tmp_path / "sheet.png")), np.asarray(sheet))
     with pytest.raises(OutputError, match="cannot write"):
-        contact_sheet(torch.zeros(1, 1, 8, 8), path=tmp_path / "none" / "sheet.png")
+        contact_sheet(torch.zeros(1, 1, 8, 8), path=tmp_path / "sheet.png" / "sheet.png")
 
 
 @pytest.mark.parametrize(

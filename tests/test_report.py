@@ -388,9 +388,11 @@ def test_a_log_cut_off_by_a_kill_is_read(tmp_path):
 
 
 def test_an_unwritable_target_is_a_clear_error(tmp_path):
-    with pytest.raises(OutputError, match=r"cannot be written"):
-        report(tmp_path, out=tmp_path / "absent" / "report.html")
-    assert list(tmp_path.iterdir()) == []
+    blocked = tmp_path / "file"
+    blocked.write_text("mine")
+    with pytest.raises(OutputError, match="cannot write"):
+        report(tmp_path, out=blocked / "report.html")
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["mine"]
 
 
 def test_a_manifest_cannot_reach_outside_the_dataset(tmp_path):
