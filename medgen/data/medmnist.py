@@ -159,7 +159,7 @@ def _load(path: Path) -> tuple[list[NDArray[Any]], list[NDArray[Any]]]:
 def _names(stem: str, count: int) -> tuple[str, ...]:
     """Names of the classes, as far as the package knows the file."""
     try:
-        from medmnist import INFO
+        from medmnist import INFO  # pyright: ignore
     except ImportError:
         INFO = {}  # noqa: N806  (the package's name)
     known = INFO.get(stem.split("_")[0], {}).get("label", {})

