@@ -1,4 +1,5 @@
 import csv
+import importlib.util
 import json
 import logging
 import os
@@ -334,7 +335,8 @@ def test_medmnist_files(tmp_path, caplog, shape, classes):
 def test_medmnist_names_sizes_and_mistakes(tmp_path):
     medmnist_file(tmp_path / "pneumoniamnist.npz")
     data = MedMNIST(tmp_path, "pneumoniamnist", (14, 14))
-    assert data.schema.findings == ("normal", "pneumonia")
+    known = importlib.util.find_spec("medmnist") is not None  # the package knows the names
+    assert data.schema.findings == (("normal", "pneumonia") if known else ("0", "1"))
     assert load(data).image.shape == (18, 1, 14, 14)
     with pytest.raises(DataError, match=r"no file pneumoniamnst\.npz.*'pneumoniamnist'"):
         MedMNIST(tmp_path, "pneumoniamnst")
