@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from medgen import registry
 from medgen.checkpoint import (
@@ -16,6 +18,7 @@ from medgen.checkpoint import (
     WEAK,
     WEIGHTS,
     find_checkpoint,
+    load_grown,
     load_into,
     read_metadata,
     read_weights,
@@ -160,8 +163,50 @@ def load_codec(path: str | Path) -> Codec:
     return codec.eval()
 
 
+def start_from(model: GenerativeModel, path: str, say: Callable[[str], None]) -> str:
+    """Give conditioner and backbone the weights of another generator, as far as they fit.
+
+    Args:
+        model: freshly built, on its own codec.
+        path: the other generator's checkpoint.
+        say: told one sentence about what was taken.
+
+    Returns:
+        Content digest of the checkpoint.
+
+    Raises:
+        CheckpointError: it is absent, damaged, a codec's, was trained on latents of another codec,
+            or most of the backbone does not fit.
+    """
+    folder = find_checkpoint(path)
+    state, metadata = read_weights(folder)
+    if metadata.get("kind") != "generator":
+        raise CheckpointError(f"{folder}: holds a {metadata.get('kind')}, expected a generator")
+    for name, parameter in model.codec.named_parameters():
+        old = state.get(f"codec.{name}")
+        if old is None or old.shape != parameter.shape or not torch.equal(old.float(), parameter):
+            raise CheckpointError(
+                f"{folder}: was trained on latents of another codec; take its codec too, with "
+                f"codec: {{checkpoint: {path}}}"
+            )
+    own = {name: tensor for name, tensor in state.items() if not name.startswith("codec.")}
+    learning = torch.nn.ModuleDict({"conditioner": model.conditioner, "backbone": model.backbone})
+    found = load_grown(learning, own)
+    fresh = sum(name.startswith("backbone.") for name in found["fresh"])
+    if 2 * fresh > len(model.backbone.state_dict()):
+        raise CheckpointError(
+            f"{folder}: most of its weights do not fit the backbone of the recipe; give both the "
+            "same backbone, or leave train.init_from out"
+        )
+    say(
+        f"Starting from {folder}: {len(found['copied'])} tensors copied, "
+        f"{len(found['grown'])} grown, {len(found['fresh'])} fresh"
+    )
+    return metadata["digest"]
+
+
 def checkpoint_metadata(
-    kind: str, recipe: Recipe, schema: Schema, statistics: dict[str, Any]
+    kind: str, recipe: Recipe, schema: Schema, statistics: dict[str, Any], *, start: str = ""
 ) -> dict[str, str]:
     """What a checkpoint says about itself.
 
@@ -170,10 +215,12 @@ def checkpoint_metadata(
         recipe: that trains it.
         schema: of the training studies.
         statistics: of their labels and scalars; empty for a codec.
+        start: digest of the checkpoint that training started from; empty for fresh weights.
     """
     from medgen import __version__
 
-    return {
+    started = {"start": start} if start else {}
+    return started | {
         "kind": kind,
         "recipe": json.dumps(recipe.sections),
         "recipe_digest": recipe.digest,

@@ -194,6 +194,34 @@ def load_into(module: nn.Module, state: Mapping[str, Tensor], source: str = "che
     module.load_state_dict(state)
 
 
+def load_grown(module: nn.Module, state: Mapping[str, Tensor]) -> dict[str, list[str]]:
+    """Start a module from the weights of a similar one, which may lack conditions or classes.
+
+    A tensor of the same shape is copied. One that is larger here along one axis takes the old part
+    first and zeros behind, so that what is new has no say yet. Others keep their fresh weights.
+
+    Args:
+        module: receives the tensors, on its own device and in its own dtypes.
+        state: tensors by name.
+
+    Returns:
+        The names of tensors that were "copied", "grown" and left "fresh".
+    """
+    found: dict[str, list[str]] = {"copied": [], "grown": [], "fresh": []}
+    for name, tensor in module.state_dict().items():
+        old = state.get(name)
+        larger = [] if old is None else [n - o for n, o in zip(tensor.shape, old.shape)]  # noqa: B905
+        grows = sum(extra > 0 for extra in larger)
+        if old is None or old.ndim != tensor.ndim or min(larger, default=0) < 0 or grows > 1:
+            found["fresh"].append(name)
+            continue
+        if grows:
+            tensor.zero_()
+        tensor[tuple(slice(extent) for extent in old.shape)].copy_(old)
+        found["grown" if grows else "copied"].append(name)
+    return found
+
+
 def _locate(path: Path) -> Path:
     if path.is_dir():
         if not (path / WEIGHTS).is_file():

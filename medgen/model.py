@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -13,6 +14,9 @@ from medgen.conditioners.joint import JointConditioner
 from medgen.protocols import Backbone, Codec, Guidance, Objective, Sampler
 from medgen.rng import Rng
 from medgen.types import Batch, Field, Provenance, Schema
+
+DROPOUT = 0.1
+"""Share of training studies whose condition is hidden, where nothing else is asked for."""
 
 
 class GenerativeModel(nn.Module):
@@ -26,7 +30,8 @@ class GenerativeModel(nn.Module):
         objective: what it learns.
         sampler: how samples are drawn from it.
         guidance: how the conditional field is sharpened.
-        dropout: probability that a condition becomes null in training, independently per condition.
+        dropout: probability that a condition becomes null in training, independently per condition:
+            one for all, or one a condition by name; a condition left out has 0.1.
         micro_batch: samples a forward pass; fixed, so that a sample never depends on its batch.
 
     Attributes:
@@ -46,7 +51,7 @@ class GenerativeModel(nn.Module):
         objective: Objective,
         sampler: Sampler,
         guidance: Guidance,
-        dropout: float = 0.1,
+        dropout: float | Mapping[str, float] = DROPOUT,
         micro_batch: int = 16,
     ) -> None:
         super().__init__()
@@ -57,7 +62,9 @@ class GenerativeModel(nn.Module):
         self.objective = objective
         self.sampler = sampler
         self.guidance = guidance
-        self.dropout = dropout
+        names = conditioner.names
+        shares = dropout if isinstance(dropout, Mapping) else dict.fromkeys(names, dropout)
+        self.dropout = torch.tensor([shares.get(name, DROPOUT) for name in names])
         self.micro_batch = micro_batch
         self.weak: GenerativeModel | None = None
         self.source = "untrained"

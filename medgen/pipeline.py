@@ -23,6 +23,7 @@ from medgen.assembly import (
     checkpoint_metadata,
     from_pretrained,
     load_codec,
+    start_from,
     train_settings,
 )
 from medgen.checkpoint import RECIPE, WEIGHTS, content_digest
@@ -258,16 +259,20 @@ class Run:
             model = build_model(self.recipe.sections, self.studies.schema, codec)
         data = self._encoded(train, codec)
         model.conditioner.fit(data.conditions)
+        settings = train_settings(self.recipe.sections["train"])
+        start = start_from(model, settings.init_from, self.say) if settings.init_from else ""
         statistics = describe(train, data.conditions)
-        self.say(f"Training the generator ({self.recipe.sections['train']['images']} images)")
+        self.say(f"Training the generator ({settings.images} images)")
         train_generator(
             model,
             data,
             self._encoded(validation, codec),
-            train_settings(self.recipe.sections["train"]),
+            settings,
             self.out,
-            metadata=checkpoint_metadata("generator", self.recipe, self.studies.schema, statistics),
-            identity=self.recipe.digest,
+            metadata=checkpoint_metadata(
+                "generator", self.recipe, self.studies.schema, statistics, start=start
+            ),
+            identity=self.recipe.digest + start,
             preview=self._preview,
             device=self.device,
             progress=self.shows_progress,

@@ -131,11 +131,20 @@ class Checker:
 
             extra["losses"] = self._settings(CodecLosses, value.pop("losses"), (*path, "losses"))
         if kind == "guidance":
-            dropout = value.pop("dropout", 0.1)
-            if not isinstance(dropout, int | float) or not 0 <= dropout < 1:
-                self.problem((*path, "dropout"), f"expected a share below 1, got {_show(dropout)}")
-            extra["dropout"] = dropout
+            extra["dropout"] = self._dropout(value.pop("dropout", 0.1), (*path, "dropout"))
         return extra
+
+    def _dropout(self, value: Any, path: Key) -> Any:
+        """A share for all conditions, or one a named condition."""
+        given = value if isinstance(value, dict) else {"": value}
+        names = list(self.document.value.get("conditioner") or {})
+        for name, share in given.items():
+            place = (*path, name) if name else path
+            if name and name not in names:
+                self.problem(place, f"there is no such condition. {did_you_mean(name, names)}")
+            if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share < 1:
+                self.problem(place, f"expected a share below 1, got {_show(share)}")
+        return value
 
     def _conditioners(self, value: Any) -> dict[str, Any]:
         if not isinstance(value, dict):

@@ -32,6 +32,8 @@ class TrainSettings:
         checkpoint_every: images between saved states.
         validate_every: images between validations and previews.
         autoencoder_warmup: images before a codec's adversary starts; ignored by generators.
+        init_from: checkpoint whose weights a generator starts from, by path or shipped name; None
+            means fresh weights.
         snapshots: how often two power-function averages of the weights are kept, from which an
             average of any length can be rebuilt after training; 0 keeps none.
     """
@@ -51,6 +53,7 @@ class TrainSettings:
     checkpoint_every: int = 20_000
     validate_every: int = 20_000
     autoencoder_warmup: int = 0
+    init_from: str | None = None
     snapshots: int = 0
 
 

@@ -16,6 +16,7 @@ from torch import nn
 
 from medgen.checkpoint import (
     content_digest,
+    load_grown,
     load_into,
     read_metadata,
     read_weights,
@@ -207,6 +208,22 @@ def test_load_into_copies():
     network, other = nn.Linear(2, 3), nn.Linear(2, 3)
     load_into(network, other.state_dict())
     assert content_digest(network.state_dict()) == content_digest(other.state_dict())
+
+
+def test_load_grown_copies_grows_and_leaves_fresh():
+    old = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 3), nn.Linear(3, 1))
+    new = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 3), nn.Linear(5, 2), nn.Linear(2, 1))
+    fresh = {name: tensor.clone() for name, tensor in new.state_dict().items()}
+    found = load_grown(new, old.state_dict())
+    assert found["copied"] == ["0.bias", "1.weight", "1.bias"]
+    assert found["grown"] == ["0.weight", "2.bias"]
+    assert found["fresh"] == ["2.weight", "3.weight", "3.bias"]  # 2.weight grew along two axes
+    assert torch.equal(new[0].weight[:, :2], old[0].weight)
+    assert not new[0].weight[:, 2:].any()
+    seen = torch.randn(5, 4)
+    torch.testing.assert_close(new[:2](seen), old[:2](seen[:, :2]))
+    for name in found["fresh"]:
+        assert torch.equal(new.state_dict()[name], fresh[name])
 
 
 def test_long_lists_of_names_are_cut():

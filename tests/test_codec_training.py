@@ -15,10 +15,10 @@ from medgen.codecs.losses import CodecLosses, hinge_critic, hinge_generator
 from medgen.codecs.pixels import Pixels
 from medgen.errors import DataError, HealthError, OutputError, RecipeError
 from medgen.settings import TrainSettings
-from medgen.training import codec as loop
 from medgen.training.codec import fit_codec, train_codec, write_health
 from medgen.training.codec_learner import CodecLearner, spread
 from medgen.training.common import indices
+from medgen.training.loop import Loop
 from medgen.types import Batch, Schema, Study
 
 SIZE = (16, 16)
@@ -85,7 +85,7 @@ class KilledError(Exception):
 
 def test_a_killed_run_resumes_to_the_same_bits(whole, tmp_path, monkeypatch):
     out, _, expected = whole
-    advance = loop._Run.advance
+    advance = Loop.advance
     for last in (6, 9):
 
         def dies(run, step, last=last):
@@ -93,10 +93,10 @@ def test_a_killed_run_resumes_to_the_same_bits(whole, tmp_path, monkeypatch):
             if step == last:
                 raise KilledError
 
-        monkeypatch.setattr(loop._Run, "advance", dies)
+        monkeypatch.setattr(Loop, "advance", dies)
         with pytest.raises(KilledError):
             train(tmp_path)
-    monkeypatch.setattr(loop._Run, "advance", advance)
+    monkeypatch.setattr(Loop, "advance", advance)
     torch.manual_seed(77)
     _, result = train(tmp_path, codec=small(seed=5))
     assert result.resumed == 64

@@ -2,12 +2,13 @@ import json
 from html.parser import HTMLParser
 
 import pytest
+import torch
 from click.testing import CliRunner
 from conftest import TINY
 
-from medgen.checkpoint import read_metadata
+from medgen.checkpoint import read_metadata, read_weights
 from medgen.cli.main import cli
-from medgen.errors import DataError, DeviceError, HealthError, OutputError
+from medgen.errors import CheckpointError, DataError, DeviceError, HealthError, OutputError
 from medgen.pipeline import Run
 from medgen.recipe import load_recipe
 
@@ -72,6 +73,32 @@ def test_running_again_changes_nothing(finished, digests):
 def test_two_runs_of_one_recipe_are_the_same_model(trained, tmp_path):
     again = Run(load_recipe("cxr/quickstart", TINY), tmp_path / "again", device="cpu").train()
     assert read_metadata(again)["digest"] == read_metadata(trained)["digest"]
+
+
+def test_a_generator_starts_from_another_and_may_gain_a_condition(trained, tmp_path):
+    changes = [f"train.init_from={trained}", "conditioner.anatomy={type: mask}", "train.lr=1e-9"]
+    recipe = load_recipe("cxr/quickstart", [*TINY, *changes])
+    said: list[str] = []
+    out = Run(recipe, tmp_path / "more", device="cpu", say=said.append).train()
+    assert any("1 grown, 1 fresh" in line for line in said)
+    old, new = read_weights(trained)[0], read_weights(out)[0]
+    grown = "backbone.network.conv_in.conv.weight"
+    torch.testing.assert_close(new[grown][:, : old[grown].shape[1]], old[grown], atol=1e-6, rtol=0)
+    for name in old.keys() - {grown}:
+        torch.testing.assert_close(new[name], old[name], atol=1e-6, rtol=0)
+    assert read_metadata(out)["start"] == read_metadata(trained)["digest"]
+
+
+def test_a_generator_does_not_start_from_just_anything(trained, tmp_path):
+    wrong = [
+        ("train.init_from=nowhere", "nowhere"),
+        (f"train.init_from={trained}", "most of its weights do not fit"),
+    ]
+    other = ["backbone={type: dit, width: 32, depth: 1, heads: 2}"]
+    for place, (change, said) in enumerate(wrong):
+        recipe = load_recipe("cxr/quickstart", [*TINY[:2], *TINY[4:], *other, change])
+        with pytest.raises(CheckpointError, match=said):
+            Run(recipe, tmp_path / str(place), device="cpu").train()
 
 
 def test_a_folder_of_another_run_is_refused(trained, tmp_path):

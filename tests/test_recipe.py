@@ -36,6 +36,17 @@ def test_a_resolved_recipe_loads_to_itself(name, tmp_path):
     assert load_recipe(file).digest == recipe.digest
 
 
+def test_dropout_by_condition():
+    recipe = load_recipe("cxr/quickstart", ["guidance.dropout={findings: 0.5}"])
+    assert recipe.sections["guidance"]["dropout"] == {"findings": 0.5}
+    with pytest.raises(RecipeError) as error:
+        load_recipe("cxr/quickstart", ["guidance.dropout={finding: 0.5, findings: 1}"])
+    first, second = error.value.problems
+    assert "guidance.dropout.finding" in first
+    assert "Did you mean 'findings'" in first
+    assert "guidance.dropout.findings: expected a share below 1, got 1" in second
+
+
 def test_all_problems_are_named_at_once_with_line_and_remedy(tmp_path):
     file = tmp_path / "broken.yaml"
     file.write_text(BROKEN)

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
@@ -173,12 +174,11 @@ def ancestral_step(
     return t_next * data + (1 - t_next) * mixed, None
 
 
-@register("sampler", "ab2")
-class AB2:
-    """Two-step Adams-Bashforth: one evaluation a step, order 2.
+class Solver:
+    """A step taken along a grid of times.
 
     Args:
-        steps: as many evaluations of the field.
+        steps: number of steps.
         shift: above 1 puts more steps near the noise; 1 is uniform.
 
     Raises:
@@ -186,6 +186,7 @@ class AB2:
     """
 
     domain: Domain = "continuous"
+    step: ClassVar[Step]
 
     def __init__(self, steps: int = 16, shift: float = 1.0) -> None:
         self.times = grid(steps, shift)
@@ -197,123 +198,68 @@ class AB2:
 
     def sample(self, field: Field, z: Z, rng: Rng) -> Z:
         """Follow the field from noise to data; draws nothing."""
-        return solve(field, z, self.times, ab2_step)
+        return solve(field, z, self.times, type(self).step)
+
+
+@register("sampler", "ab2")
+class AB2(Solver):
+    """Two-step Adams-Bashforth: one evaluation a step, order 2."""
+
+    step = staticmethod(ab2_step)
 
 
 @register("sampler", "euler")
-class Euler:
-    """Straight steps: one evaluation a step, order 1.
+class Euler(Solver):
+    """Straight steps: one evaluation a step, order 1."""
 
-    Args:
-        steps: as many evaluations of the field.
-        shift: above 1 puts more steps near the noise; 1 is uniform.
-
-    Raises:
-        ValueError: no step, or a shift that is not above 0.
-    """
-
-    domain: Domain = "continuous"
+    step = staticmethod(euler_step)
 
     def __init__(self, steps: int = 64, shift: float = 1.0) -> None:
-        self.times = grid(steps, shift)
-
-    @property
-    def evaluations(self) -> int:
-        """Evaluations of the field a sample."""
-        return len(self.times) - 1
-
-    def sample(self, field: Field, z: Z, rng: Rng) -> Z:
-        """Follow the field from noise to data; draws nothing."""
-        return solve(field, z, self.times, euler_step)
+        super().__init__(steps, shift)
 
 
 @register("sampler", "midpoint")
-class Midpoint:
-    """The velocity in the middle of every step: two evaluations a step, order 2.
+class Midpoint(Solver):
+    """The velocity in the middle of every step: two evaluations a step, order 2."""
 
-    Args:
-        steps: half as many as evaluations of the field.
-        shift: above 1 puts more steps near the noise; 1 is uniform.
-
-    Raises:
-        ValueError: no step, or a shift that is not above 0.
-    """
-
-    domain: Domain = "continuous"
+    step = staticmethod(midpoint_step)
 
     def __init__(self, steps: int = 8, shift: float = 1.0) -> None:
-        self.times = grid(steps, shift)
+        super().__init__(steps, shift)
 
     @property
     def evaluations(self) -> int:
         """Evaluations of the field a sample."""
         return 2 * (len(self.times) - 1)
 
-    def sample(self, field: Field, z: Z, rng: Rng) -> Z:
-        """Follow the field from noise to data; draws nothing."""
-        return solve(field, z, self.times, midpoint_step)
-
 
 @register("sampler", "heun")
-class Heun:
+class Heun(Solver):
     """The mean of the velocities at both ends of a step: order 2, the last step Euler's.
-
-    Args:
-        steps: evaluations of the field are twice as many, less one.
-        shift: above 1 puts more steps near the noise; 1 is uniform.
-
-    Raises:
-        ValueError: no step, or a shift that is not above 0.
 
     Source: Karras et al. 2022, arXiv 2206.00364, algorithm 1.
     """
 
-    domain: Domain = "continuous"
-
-    def __init__(self, steps: int = 16, shift: float = 1.0) -> None:
-        self.times = grid(steps, shift)
+    step = staticmethod(heun_step)
 
     @property
     def evaluations(self) -> int:
         """Evaluations of the field a sample."""
         return 2 * (len(self.times) - 1) - 1
 
-    def sample(self, field: Field, z: Z, rng: Rng) -> Z:
-        """Follow the field from noise to data; draws nothing."""
-        return solve(field, z, self.times, heun_step)
-
 
 @register("sampler", "dpmpp_2m")
-class DPMpp2M:
+class DPMpp2M(Solver):
     """DPM-Solver++(2M) in the linear path's terms: one evaluation a step, order 2.
-
-    Args:
-        steps: as many evaluations of the field.
-        shift: above 1 puts more steps near the noise; 1 is uniform.
-
-    Raises:
-        ValueError: no step, or a shift that is not above 0.
 
     Source: Lu et al. 2022, arXiv 2211.01095, algorithm 2.
     """
 
-    domain: Domain = "continuous"
-
-    def __init__(self, steps: int = 16, shift: float = 1.0) -> None:
-        self.times = grid(steps, shift)
-
-    @property
-    def evaluations(self) -> int:
-        """Evaluations of the field a sample."""
-        return len(self.times) - 1
-
-    def sample(self, field: Field, z: Z, rng: Rng) -> Z:
-        """Follow the field from noise to data; draws nothing."""
-        return solve(field, z, self.times, dpmpp_2m_step)
+    step = staticmethod(dpmpp_2m_step)
 
 
 @register("sampler", "ancestral")
-class Ancestral:
+class Ancestral(Solver):
     """Steps that renew the noise, each sample's from its own generator: order 1, many steps.
 
     Args:
@@ -327,18 +273,11 @@ class Ancestral:
     Source: Ho et al. 2020, arXiv 2006.11239; Song et al. 2021, arXiv 2010.02502.
     """
 
-    domain: Domain = "continuous"
-
     def __init__(self, steps: int = 128, shift: float = 1.0, *, eta: float = 1.0) -> None:
         if not 0 <= eta <= 1:
             raise ValueError(f"eta: expected a number in [0, 1], got {eta}")
-        self.times = grid(steps, shift)
+        super().__init__(steps, shift)
         self.eta = eta
-
-    @property
-    def evaluations(self) -> int:
-        """Evaluations of the field a sample."""
-        return len(self.times) - 1
 
     def sample(self, field: Field, z: Z, rng: Rng) -> Z:
         """Follow the field from noise to data; fresh noise comes from a child of `rng`."""

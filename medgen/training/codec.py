@@ -4,16 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
-
-import torch
 
 from medgen.checkpoint import WEIGHTS, content_digest, write_weights
 from medgen.codecs.autoencoder import Autoencoder
@@ -25,11 +20,10 @@ from medgen.errors import DataError, RecipeError
 from medgen.protocols import Codec, Dataset
 from medgen.settings import TrainSettings
 from medgen.training.codec_learner import CodecLearner, images_of, spread
-from medgen.training.common import check_settings, due, require_finite
-from medgen.training.journal import Journal
+from medgen.training.common import check_settings
+from medgen.training.loop import Loop
 from medgen.training.state import StateFolder
 
-log = logging.getLogger(__name__)
 CodecPreview = Callable[[Codec, int], None]
 """Called with the codec under its averaged weights and the images seen; writes what it likes."""
 
@@ -111,16 +105,15 @@ def train_codec(
     out = Path(out)
     learner = CodecLearner(codec, settings, losses or CodecLosses(), device=device, trunk=trunk)
     states = StateFolder(out / "state", _identity(learner, train, identity))
-    run = _Run(learner, train, validation, states, out, preview=preview)
-    start = run.restore()
-    with run.logging(start, progress):
-        for step in range(start, run.steps):
-            run.advance(step)
+    loop = Loop(
+        learner, train, validation, states, out, title="training the codec", preview=preview
+    )
+    resumed = loop.run(progress)
     learner.average.copy_to_parameters()
     codec.requires_grad_(False)
     health = fit_codec(codec, train, validation)
     digest = content_digest(codec.state_dict())
-    if run.first:
+    if loop.first:
         write_weights(out / WEIGHTS, codec.state_dict(), metadata or {})
         write_health(out / "health.json", health)
     learner.accelerator.wait_for_everyone()
@@ -128,8 +121,8 @@ def train_codec(
         weights=out / WEIGHTS,
         digest=digest,
         health=health,
-        images=run.steps * settings.batch,
-        resumed=start * settings.batch,
+        images=loop.steps * settings.batch,
+        resumed=resumed,
         seconds=time.monotonic() - begin,
     )
 
@@ -161,83 +154,6 @@ def write_health(path: Path, health: Health) -> None:
     }
     with replacing(path) as handle:
         handle.write((json.dumps(values, indent=1) + "\n").encode())
-
-
-class _Run:
-    """One run: a learner, its data, and what it leaves on disk."""
-
-    def __init__(
-        self,
-        learner: CodecLearner,
-        train: Dataset,
-        validation: Dataset,
-        states: StateFolder,
-        out: Path,
-        *,
-        preview: CodecPreview | None,
-    ) -> None:
-        self.learner, self.states, self.out = learner, states, out
-        self.train, self.validation = train, validation
-        self.preview = preview
-        self.settings = learner.settings
-        self.steps = math.ceil(self.settings.images / self.settings.batch)
-        self.first = learner.accelerator.is_main_process
-        self.journal: Journal | None = None
-
-    def restore(self) -> int:
-        """Load the newest good state; returns the steps done."""
-        state = self.states.load()
-        if state is None:
-            return 0
-        self.learner.load(state)
-        log.info("resuming at %d images", state.images)
-        return state.images // self.settings.batch
-
-    @contextmanager
-    def logging(self, start: int, progress: bool) -> Iterator[None]:
-        """Keep the log open; only the first process has one."""
-        batch = self.settings.batch
-        with (
-            nullcontext()
-            if not self.first
-            else Journal(
-                self.out / "log.jsonl",
-                step=start,
-                images=start * batch,
-                total=self.steps * batch,
-                title="training the codec",
-                progress=progress,
-            ) as self.journal
-        ):
-            yield
-
-    def advance(self, step: int) -> None:
-        """One step and all that follows it; a state is saved last, so no kill can break it."""
-        batch, seen = self.settings.batch, (step + 1) * self.settings.batch
-        values: dict[str, Any] = self.learner.step(self.train, step)
-        watched = self.learner.watched(values)
-        require_finite(watched, step=step + 1, images=seen, kept=self.states.latest)
-        self.learner.update_average(seen)
-        last = step + 1 == self.steps
-        saves = last or due(step, batch, self.settings.checkpoint_every)
-        if self.journal is not None:
-            if last or due(step, batch, self.settings.validate_every):
-                values |= self._look(seen)
-            self.journal.write(step + 1, seen, **values)
-            if saves:
-                self.journal.sync()
-                self.states.save(seen, *self.learner.state())
-        if saves:
-            self.learner.accelerator.wait_for_everyone()
-            self.states.latest = seen
-
-    def _look(self, seen: int) -> dict[str, float]:
-        values = self.learner.validate(self.validation)
-        if self.preview is not None:
-            self.learner.codec.eval()
-            with self.learner.average.applied(), torch.no_grad():
-                self.preview(self.learner.codec, seen)
-        return values
 
 
 def _check_data(codec: Codec, train: Dataset, validation: Dataset) -> None:

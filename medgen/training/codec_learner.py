@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +108,11 @@ class CodecLearner:
         if losses.adversarial_weight > 0 and settings.images > settings.autoencoder_warmup:
             self._make_critic()
 
+    @property
+    def module(self) -> Autoencoder:
+        """The autoencoder."""
+        return self.codec
+
     def _make_critic(self) -> None:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive(self.settings.seed, "critic"))
@@ -210,7 +215,7 @@ class CodecLearner:
         )
         return {"critic": mean, "critic_grad_norm": norm}
 
-    def update_average(self, images: int) -> None:
+    def update_averages(self, images: int) -> None:
         """Take the weights of the newest step, the one that made it `images` images."""
         settings = self.settings
         self.average.update(halflife_decay(images, settings.batch, settings.ema_halflife))
@@ -263,7 +268,7 @@ class CodecLearner:
         if self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(state.scalars["scaler"])
 
-    def watched(self, values: dict[str, float]) -> dict[str, float]:
+    def watched(self, values: Mapping[str, float]) -> dict[str, float]:
         """The values that must be finite; an overflow of float16 gradients only costs its step."""
         names = ["loss", "critic"]
         if self.accelerator.scaler is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -109,6 +110,11 @@ class Learner:
         self.average = Average(parameters)
         self.profiles = Profiles(parameters, snapshots) if settings.snapshots else None
 
+    @property
+    def module(self) -> GenerativeModel:
+        """The whole model."""
+        return self.model
+
     def step(self, data: TrainingData, step: int) -> dict[str, float]:
         """One optimiser step; returns the loss, the gradient's norm and the learning rate."""
         settings, accelerator = self.settings, self.accelerator
@@ -141,6 +147,13 @@ class Learner:
         with self.accelerator.autocast():
             loss = self.model.loss(z.to(self.device), conditions.to(self.device), rng)
         return loss.float()
+
+    def watched(self, values: Mapping[str, float]) -> dict[str, float]:
+        """The values that must be finite; an overflow of float16 gradients only costs its step."""
+        watched = {"loss": values["loss"]}
+        if self.accelerator.scaler is None:
+            watched["gradient norm"] = values["grad_norm"]
+        return watched
 
     def update_averages(self, images: int) -> None:
         """Take the weights of the newest step, the one that made it `images` images."""
