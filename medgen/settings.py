@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-Precision = Literal["fp32", "bf16", "fp16"]
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +26,8 @@ class TrainSettings:
         weight_decay: decoupled weight decay.
         clip: largest norm of the gradient.
         ema_halflife: half-life of the averaged weights, in images.
-        precision: arithmetic of the forward pass.
+        precision: arithmetic of the forward pass; "auto" is bf16 where the device is faster in it,
+            else fp32, so a run repeats its bits on machines of one kind only.
         seed: all randomness of the run derives from it.
         flip: mirror images left to right, every second time; never where a label names a side.
         checkpoint_every: images between saved states.

@@ -125,6 +125,12 @@ def test_precision_can_change_within_a_process():
 # gradients and optimiser
 
 
+@pytest.mark.parametrize(("fast", "expected"), [(True, "bf16"), (False, "no")])
+def test_auto_precision_is_what_the_device_is_fast_in(fast, expected, monkeypatch):
+    monkeypatch.setattr("medgen.training.common.computes_bfloat16", lambda device: fast)
+    assert make_accelerator("cpu", "auto").mixed_precision == expected
+
+
 def test_gradients_in_one_buffer_equal_autograd():
     torch.manual_seed(0)
     network = torch.nn.Sequential(torch.nn.Linear(5, 4), torch.nn.Tanh(), torch.nn.Linear(4, 1))

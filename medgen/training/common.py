@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from medgen.errors import DeviceError, HealthError, RecipeError, did_you_mean
+from medgen.nn.precision import computes_bfloat16
 from medgen.rng import derive
 from medgen.settings import Precision, TrainSettings
 
@@ -33,12 +34,14 @@ def make_accelerator(device: str = "auto", precision: Precision = "fp32") -> Acc
 
     Args:
         device: "auto" takes CUDA, then MPS, then the CPU.
-        precision: arithmetic of the forward pass.
+        precision: arithmetic of the forward pass; "auto" is bfloat16 where that is faster.
 
     Raises:
         DeviceError: the device is unknown or absent here, or cannot do float16.
     """
     device = resolve_device(device)
+    if precision == "auto":
+        precision = "bf16" if computes_bfloat16(device) else "fp32"
     if precision == "fp16" and device != "cuda":
         raise DeviceError(f"precision fp16 needs CUDA, the device is '{device}'; use bf16 or fp32")
     from accelerate import Accelerator
