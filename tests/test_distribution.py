@@ -5,7 +5,17 @@ import pytest
 from toy_studies import discs
 
 from medgen.evaluation.comparison import Comparison
-from medgen.evaluation.distribution import Frechet, Kid, Prdc, frechet_distance, kid, prdc
+from medgen.evaluation.distribution import (
+    Frechet,
+    Kid,
+    Mmd,
+    frechet_at_infinity,
+    frechet_distance,
+    kid,
+    median_distance,
+    mmd,
+)
+from medgen.evaluation.diversity import Prdc, Vendi, prdc, vendi
 
 
 def test_frechet_of_two_gaussians():
@@ -49,6 +59,45 @@ def test_kid_sees_a_change_of_spread_at_equal_means():
     assert kid(a, b) > 10 * abs(kid(a, rng.normal(size=(500, 8))))
 
 
+def test_frechet_at_infinity_is_nearer_to_the_truth_than_frechet():
+    """Truth: |m|^2 = 1 for unit Gaussians of 32 axes apart by 1."""
+    rng = np.random.default_rng(0)
+    biased, extrapolated = [], []
+    for seed in range(8):
+        a, b = rng.normal(size=(2, 600, 32))
+        b[:, 0] += 1
+        biased.append(frechet_distance(a, b))
+        extrapolated.append(frechet_at_infinity(a, b, seed=seed))
+    assert np.mean(biased) > 1.5
+    assert np.mean(extrapolated) == pytest.approx(1, abs=0.2)
+
+
+def test_mmd_of_gaussians_is_the_closed_form_and_unbiased():
+    """For N(0, 1) and N(m, 1) under exp(-d^2 / 2 w^2) in one dimension:
+    2 w / sqrt(w^2 + 2) (1 - exp(-m^2 / 2 (w^2 + 2)))."""
+    rng = np.random.default_rng(0)
+    width, shift = 1.5, 1.0
+    total = width**2 + 2
+    exact = 2 * width / total**0.5 * (1 - np.exp(-(shift**2) / (2 * total)))
+    values = [
+        mmd(rng.normal(size=(200, 1)), rng.normal(size=(200, 1)) + shift, width) for _ in range(60)
+    ]
+    assert abs(np.mean(values) - exact) < 3.5 * np.std(values) / 60**0.5
+
+
+def test_median_distance():
+    assert median_distance(np.array([[0.0], [1.0], [3.0]])) == 2
+    assert median_distance(np.zeros((5, 2))) > 0
+
+
+def test_vendi_counts_different_studies():
+    assert vendi(np.eye(20)) == pytest.approx(20)
+    assert vendi(np.ones((20, 3))) == pytest.approx(1)
+    assert vendi(np.repeat(np.eye(5, 40), 6, axis=0)) == pytest.approx(5)
+    rows = np.random.default_rng(0).normal(size=(30, 8))
+    assert vendi(rows) == pytest.approx(vendi(np.pad(rows, ((0, 0), (0, 40)))))
+
+
 def test_prdc_of_one_distribution_and_of_identical_sets():
     rng = np.random.default_rng(0)
     a, b = rng.normal(size=(2, 500, 4))
@@ -83,7 +132,7 @@ def fresh(real):
     return Comparison(real, synthetic, extractor="pixels-pca")
 
 
-@pytest.mark.parametrize("metric", [Frechet(), Kid(), Prdc()])
+@pytest.mark.parametrize("metric", [Frechet(infinite=True), Kid(), Mmd(), Prdc(), Vendi()])
 def test_every_estimate_is_complete(fresh, metric):
     for estimate in metric.measure(fresh).values():
         assert estimate.low <= estimate.value <= estimate.high
@@ -101,7 +150,7 @@ def test_a_perfect_generator_stands_at_the_floor(fresh):
 def test_a_blurred_generator_stands_above_the_floor(real):
     synthetic = discs(300, seed=1, synthetic=True, masks=False, findings=False, noise=0.3)
     comparison = Comparison(real, synthetic, extractor="random")
-    for metric in (Frechet(), Kid()):
+    for metric in (Frechet(), Kid(), Mmd()):
         for estimate in metric.measure(comparison).values():
             assert estimate.low > estimate.floor.high
     assert Prdc().measure(comparison)["coverage"].value < 0.5

@@ -1,30 +1,31 @@
-"""How far synthetic studies are from real ones as a whole: Frechet distance, KID, PRDC.
-
-All of them hold real held-out studies against synthetic ones at equal number, and against real
-studies of other patients at that same number: the floor.
-"""
+"""How far synthetic studies are from real ones as a whole: Frechet distance, kernel distances."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from medgen.augmentation.intervals import centred_interval, half_samples
 from medgen.evaluation.comparison import Comparison
+from medgen.evaluation.feature_metric import (
+    DRAWS,
+    FeatureMetric,
+    Features,
+    estimate_from,
+    half_pairs,
+)
 from medgen.evaluation.features import principal_axes
-from medgen.protocols import Dataset
 from medgen.registry import register
 from medgen.types import Estimate
 
 Array = NDArray[np.float64]
 AXES = 64
-DRAWS = 100
-SMALL = 200
-"""Below so many studies a side a warning is given."""
-HALF_SAMPLING = f"half-sampling of patients without replacement, {DRAWS} draws"
+SIZES = 15
+"""Numbers of studies from which the distance at infinitely many is extrapolated."""
+LARGE = 5_000
+"""Below so many studies a side an extrapolation is unsteady."""
 
 
 def frechet_distance(a: Array, b: Array) -> float:
@@ -51,17 +52,71 @@ def kid(a: Array, b: Array) -> float:
 
     Source: Binkowski et al. 2018, arXiv:1801.01401, section 3.
     """
-    kernels = _kernels(a, b)
-    return float(_discrepancy(kernels, np.ones((1, len(a))), np.ones((1, len(b))))[0])
+    return _whole(_kernels(a, b, _cubic))
 
 
-def _kernels(a: Array, b: Array) -> tuple[Array, Array, Array]:
+def mmd(a: Array, b: Array, width: float) -> float:
+    """Unbiased squared maximum mean discrepancy under exp(-|x - y|^2 / (2 width^2)).
+
+    The kernel is bounded, so no single study decides; it sees any difference of distributions.
+
+    Source: Gretton et al. 2012, JMLR 13, lemma 6; with image features Jayasumana et al. 2024,
+    arXiv:2401.09603.
+    """
+    return _whole(_kernels(a, b, _gaussian(width)))
+
+
+def frechet_at_infinity(a: Array, b: Array, *, seed: int = 0) -> float:
+    """The Frechet distance that infinitely many studies would give: without its first bias.
+
+    Distances of random subsets of 15 sizes, from a tenth to all, are fitted by c + d / n; c it is.
+    It may be slightly negative.
+
+    Source: Chong and Forsyth 2020, arXiv:1911.07023.
+    """
+    rng = np.random.default_rng(seed)
+    most = min(len(a), len(b))
+    sizes = np.unique(np.linspace(max(2, most // 10), most, SIZES).round().astype(int))
+    found = [
+        frechet_distance(
+            a[rng.choice(len(a), size, replace=False)], b[rng.choice(len(b), size, replace=False)]
+        )
+        for size in sizes
+    ]
+    return float(np.polyfit(1 / sizes, found, 1)[1]) if len(sizes) > 1 else found[0]
+
+
+def median_distance(rows: Array, most: int = 1_000) -> float:
+    """The median distance between rows, at most `most` of them evenly spread; above 0."""
+    some = rows[:: max(1, len(rows) // most)][:most]
+    apart = distances(some, some)[np.triu_indices(len(some), 1)]
+    return max(float(np.median(apart)), 1e-12) if len(apart) else 1.0
+
+
+Kernel = Callable[[Array, Array], Array]
+"""Features (n d) and (m d) to kernel values (n m)."""
+
+
+def _cubic(a: Array, b: Array) -> Array:
+    return (a @ b.T / a.shape[1] + 1) ** 3
+
+
+def _gaussian(width: float) -> Kernel:
+    return lambda a, b: np.exp(-(distances(a, b) ** 2) / (2 * width**2))
+
+
+def _kernels(a: Array, b: Array, kernel: Kernel) -> tuple[Array, Array, Array]:
     """Kernels within a, within b (diagonals left out) and between them."""
-    width = a.shape[1]
-    within_a, within_b = (a @ a.T / width + 1) ** 3, (b @ b.T / width + 1) ** 3
+    within_a, within_b = kernel(a, a), kernel(b, b)
     np.fill_diagonal(within_a, 0)
     np.fill_diagonal(within_b, 0)
-    return within_a, within_b, (a @ b.T / width + 1) ** 3
+    return within_a, within_b, kernel(a, b)
+
+
+def _whole(kernels: tuple[Array, Array, Array]) -> float:
+    within_a, within_b, _ = kernels
+    everyone = np.ones((1, len(within_a))), np.ones((1, len(within_b)))
+    return float(_discrepancy(kernels, *everyone)[0])
 
 
 def _discrepancy(kernels: tuple[Array, Array, Array], in_a: Array, in_b: Array) -> Array:
@@ -79,196 +134,93 @@ def distances(a: Array, b: Array) -> Array:
     return np.sqrt(squared.clip(min=0))
 
 
-def prdc(real: Array, synthetic: Array, k: int = 5) -> dict[str, float]:
-    """Precision, recall, density and coverage by k-nearest-neighbour balls.
-
-    Density may exceed 1. Coverage of one real set by another is below 1 (about 1 - 2^-k at equal
-    number), so read it beside its floor.
-
-    Source: Naeem et al. 2020, arXiv:2002.09797; Kynkaanniemi et al. 2019, arXiv:1904.06991.
-    """
-    return _prdc(
-        distances(real, real), distances(synthetic, synthetic), distances(real, synthetic), k
-    )
-
-
-def _prdc(real: Array, synthetic: Array, between: Array, k: int) -> dict[str, float]:
-    """The same from distances; between is (real, synthetic)."""
-    k = min(k, len(real) - 1, len(synthetic) - 1)
-    real_radius = np.partition(real, k, axis=1)[:, k]
-    synthetic_radius = np.partition(synthetic, k, axis=1)[:, k]
-    inside = between <= real_radius[:, None]
-    return {
-        "precision": float(inside.any(axis=0).mean()),
-        "recall": float((between <= synthetic_radius[None]).any(axis=1).mean()),
-        "density": float(inside.sum(axis=0).mean() / k),
-        "coverage": float(inside.any(axis=1).mean()),
-    }
-
-
 @register("metric", "frechet")
-class Frechet:
+class Frechet(FeatureMetric):
     """Frechet distance, after projection to at most 64 principal axes of real training features.
 
-    A covariance of d features needs far more than d studies, hence the projection.
+    A covariance of d features needs far more than d studies, hence the projection. Gives "frechet"
+    and, with `infinite`, "frechet_infinite": the distance extrapolated to infinitely many studies.
 
     Args:
         count: studies a side, at most; None takes what there is.
         extractor: None is the evaluation's own.
+        infinite: extrapolate too.
     """
 
-    needs = ""
-
-    def __init__(self, count: int | None = None, extractor: str | None = None) -> None:
-        self.count = count
-        self.extractor = extractor
-
-    def compute(self, real: Dataset, synthetic: Dataset) -> dict[str, Estimate]:
-        """The distance alone, with an extractor of its own."""
-        return self.measure(Comparison(real, synthetic))
+    def __init__(
+        self, count: int | None = None, extractor: str | None = None, *, infinite: bool = False
+    ) -> None:
+        super().__init__(count, extractor)
+        self.infinite = infinite
 
     def measure(self, comparison: Comparison) -> dict[str, Estimate]:
         """The distance of held-out real and synthetic studies."""
-        mean, axes = principal_axes(comparison.features("train", self.extractor), AXES)
-
-        def estimate(a: Features, b: Features) -> dict[str, Estimate]:
-            a, b = a.map(lambda x: (x - mean) @ axes), b.map(lambda x: (x - mean) @ axes)
-            draws = [frechet_distance(a.rows[i], b.rows[j]) for i, j in _half_pairs(a, b)]
-            value = frechet_distance(a.rows, b.rows)
-            low, high = centred_interval(value, np.array(draws))
-            note = f"biased upward at {len(a.rows)} studies: compare with the floor only"
-            return {"frechet": _estimate(value, max(0.0, low), high, a, False, note)}
-
-        found = with_floor(comparison, self.count, self.extractor, estimate)
-        kept = f", {axes.shape[1]} principal axes of real training features"
+        found = super().measure(comparison)
+        kept = f", at most {AXES} principal axes of real training features"
         return {name: replace(e, extractor=e.extractor + kept) for name, e in found.items()}
+
+    def between(self, real: Features, other: Features, train: Array) -> dict[str, Estimate]:
+        """The distance of two sets."""
+        mean, axes = principal_axes(train, AXES)
+        a, b = real.map(lambda x: (x - mean) @ axes), other.map(lambda x: (x - mean) @ axes)
+        few = len(a.rows)
+        biased = f"biased upward at {few} studies: compare with the floor only"
+        found = {"frechet": _distance(frechet_distance, a, b, least=0.0, note=biased)}
+        if self.infinite:
+            note = f"extrapolated from {few} studies: unsteady" if few < LARGE else ""
+            found["frechet_infinite"] = _distance(frechet_at_infinity, a, b, note=note)
+        return found
+
+
+def _distance(
+    distance: Callable[[Array, Array], float],
+    a: Features,
+    b: Features,
+    *,
+    least: float = -np.inf,
+    note: str = "",
+) -> Estimate:
+    draws = np.array([distance(a.rows[i], b.rows[j]) for i, j in half_pairs(a, b)])
+    value = distance(a.rows, b.rows)
+    return estimate_from(value, draws, a, higher=False, bounds=(least, np.inf), note=note)
+
+
+class _KernelMetric(FeatureMetric):
+    """A kernel distance; its half-samples are worked out from one kernel matrix."""
+
+    name = ""
+
+    def kernel(self, train: Array) -> Kernel:
+        """The kernel, which may be fitted on real training features."""
+        raise NotImplementedError
+
+    def between(self, real: Features, other: Features, train: Array) -> dict[str, Estimate]:
+        """The distance of two sets."""
+        kernels = _kernels(real.rows, other.rows, self.kernel(train))
+        in_a, in_b = np.zeros((DRAWS, len(real.rows))), np.zeros((DRAWS, len(other.rows)))
+        for draw, (first, second) in enumerate(half_pairs(real, other)):
+            in_a[draw, first], in_b[draw, second] = 1, 1
+        draws = _discrepancy(kernels, in_a, in_b)
+        return {self.name: estimate_from(_whole(kernels), draws, real, higher=False)}
 
 
 @register("metric", "kid")
-class Kid:
-    """Kernel distance: unbiased, so fit for few studies; about 0 for equal distributions.
+class Kid(_KernelMetric):
+    """Kernel distance: unbiased, so fit for few studies; about 0 for equal distributions."""
 
-    Args:
-        count: studies a side, at most; None takes what there is.
-        extractor: None is the evaluation's own.
-    """
+    name = "kid"
 
-    needs = ""
-
-    def __init__(self, count: int | None = None, extractor: str | None = None) -> None:
-        self.count = count
-        self.extractor = extractor
-
-    def compute(self, real: Dataset, synthetic: Dataset) -> dict[str, Estimate]:
-        """The distance alone, with an extractor of its own."""
-        return self.measure(Comparison(real, synthetic))
-
-    def measure(self, comparison: Comparison) -> dict[str, Estimate]:
-        """The distance of held-out real and synthetic studies."""
-
-        def estimate(a: Features, b: Features) -> dict[str, Estimate]:
-            kernels = _kernels(a.rows, b.rows)
-            pairs = _half_pairs(a, b)
-            in_a, in_b = np.zeros((DRAWS, len(a.rows))), np.zeros((DRAWS, len(b.rows)))
-            for draw, (first, second) in enumerate(pairs):
-                in_a[draw, first], in_b[draw, second] = 1, 1
-            value = kid(a.rows, b.rows)
-            low, high = centred_interval(value, _discrepancy(kernels, in_a, in_b))
-            return {"kid": _estimate(value, low, high, a, False)}
-
-        return with_floor(comparison, self.count, self.extractor, estimate)
+    def kernel(self, train: Array) -> Kernel:
+        """(x.y / d + 1)^3."""
+        return _cubic
 
 
-@register("metric", "prdc")
-class Prdc:
-    """Precision, recall, density and coverage.
+@register("metric", "mmd")
+class Mmd(_KernelMetric):
+    """Kernel distance under a Gaussian kernel as wide as real training studies lie apart."""
 
-    Args:
-        k: neighbours that set the radius of a ball.
-        count: studies a side, at most; None takes what there is.
-        extractor: None is the evaluation's own.
-    """
+    name = "mmd"
 
-    needs = ""
-
-    def __init__(self, k: int = 5, count: int | None = None, extractor: str | None = None) -> None:
-        self.k = k
-        self.count = count
-        self.extractor = extractor
-
-    def compute(self, real: Dataset, synthetic: Dataset) -> dict[str, Estimate]:
-        """The four shares alone, with an extractor of their own."""
-        return self.measure(Comparison(real, synthetic))
-
-    def measure(self, comparison: Comparison) -> dict[str, Estimate]:
-        """The four shares of held-out real and synthetic studies."""
-
-        def estimate(a: Features, b: Features) -> dict[str, Estimate]:
-            near_a, near_b = distances(a.rows, a.rows), distances(b.rows, b.rows)
-            between = distances(a.rows, b.rows)
-            draws = [
-                _prdc(near_a[np.ix_(i, i)], near_b[np.ix_(j, j)], between[np.ix_(i, j)], self.k)
-                for i, j in _half_pairs(a, b)
-            ]
-            found: dict[str, Estimate] = {}
-            for name, value in _prdc(near_a, near_b, between, self.k).items():
-                low, high = centred_interval(value, np.array([draw[name] for draw in draws]))
-                top = np.inf if name == "density" else 1.0
-                found[name] = _estimate(value, max(0.0, low), min(top, high), a, True)
-            return found
-
-        return with_floor(comparison, self.count, self.extractor, estimate)
-
-
-@dataclass(frozen=True)
-class Features:
-    """Features of studies (n d), and whom they are of."""
-
-    rows: Array
-    patients: Sequence[str]
-
-    def map(self, change: Callable[[Array], Array]) -> Features:
-        """The same studies with changed features."""
-        return Features(change(self.rows), self.patients)
-
-
-def with_floor(
-    comparison: Comparison,
-    count: int | None,
-    extractor: str | None,
-    estimate: Callable[[Features, Features], dict[str, Estimate]],
-) -> dict[str, Estimate]:
-    """Estimates of held-out real against synthetic, and as floor against other real studies."""
-    sides: list[Features] = []
-    for which in ("heldout", "synthetic", "second"):
-        rows, patients = comparison.equal_features(which, extractor)
-        sides.append(Features(rows[:count], patients[:count]))
-    held, drawn, other = sides
-    name = comparison.extractor(extractor).name
-    found = {key: replace(e, extractor=name) for key, e in estimate(held, drawn).items()}
-    floors = {key: replace(e, extractor=name) for key, e in estimate(held, other).items()}
-    return {key: replace(e, floor=floors[key]) for key, e in found.items()}
-
-
-def _half_pairs(a: Features, b: Features) -> list[tuple[NDArray[np.intp], NDArray[np.intp]]]:
-    """Pairs of half-samples of equal number; the studies stand in random order."""
-    mine = half_samples(a.patients, DRAWS, seed=1)
-    theirs = half_samples(b.patients, DRAWS, seed=2)
-    counts = [min(len(i), len(j)) for i, j in zip(mine, theirs, strict=True)]
-    return [(i[:c], j[:c]) for i, j, c in zip(mine, theirs, counts, strict=True)]
-
-
-def _estimate(
-    value: float, low: float, high: float, side: Features, higher: bool, note: str = ""
-) -> Estimate:
-    few = len(side.rows)
-    small = f"only {few} studies a side" if few < SMALL else ""
-    return Estimate(
-        value=value,
-        low=low,
-        high=high,
-        n=few,
-        higher_is_better=higher,
-        method=HALF_SAMPLING,
-        warning="; ".join(part for part in (small, note) if part),
-    )
+    def kernel(self, train: Array) -> Kernel:
+        """A Gaussian of the median distance between real training features."""
+        return _gaussian(median_distance(train))

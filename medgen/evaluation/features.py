@@ -21,7 +21,9 @@ from medgen.errors import DataError, MissingExtraError, RecipeError, did_you_mea
 from medgen.types import Batch, Schema
 
 Array = NDArray[np.float64]
-NAMES = ("classifier", "efficientnet-lite0", "pixels-pca", "random")
+NAMES = ("classifier", "efficientnet-lite0", "pixels-pca", "random", "histogram", "spectrum")
+LEVELS = 128
+"""Equal parts of the intensity range in which a histogram counts."""
 
 
 class Extractor(Protocol):
@@ -154,6 +156,46 @@ class RandomFeatures:
         return torch.cat(found).double().numpy() / self.scale
 
 
+class HistogramFeatures:
+    """The share of pixels in each of `LEVELS` equal parts of the intensity range."""
+
+    def __init__(self) -> None:
+        self.name = f"histogram of {LEVELS} levels"
+        self.digest = "none"
+
+    def features(self, images: Tensor) -> Array:
+        """Images (b c *s) in [-1, 1] to shares (b levels)."""
+        level = ((images.flatten(1) + 1) / 2 * LEVELS).long().clamp(0, LEVELS - 1)
+        offset = torch.arange(len(images))[:, None] * LEVELS
+        counts = torch.bincount((level + offset).flatten(), minlength=len(images) * LEVELS)
+        return (counts.view(len(images), LEVELS).double() / level.shape[1]).numpy()
+
+
+class SpectrumFeatures:
+    """The power of an image in rings of spatial frequency; the mean over channels.
+
+    A ring is one cycle an image wide; the last is half a cycle a pixel of the shortest side.
+    """
+
+    def __init__(self) -> None:
+        self.name = "power in rings of spatial frequency"
+        self.digest = "none"
+
+    def features(self, images: Tensor) -> Array:
+        """Images (b c *s) in [-1, 1] to powers (b rings)."""
+        sides = images.shape[2:]
+        axes = tuple(range(-len(sides), 0))
+        power = torch.fft.fftn(images.double(), dim=axes).abs().square().mean(dim=1).flatten(1)
+        shortest = min(sides)
+        grids = torch.meshgrid(*[torch.fft.fftfreq(side) for side in sides], indexing="ij")
+        radius = torch.stack(grids).square().sum(0).sqrt().flatten() * shortest
+        ring = radius.round().long()
+        kept = (ring > 0) & (ring <= shortest // 2)
+        rings = torch.zeros(len(images), shortest // 2, dtype=torch.float64)
+        rings.index_add_(1, ring[kept] - 1, power[:, kept])
+        return (rings / torch.bincount(ring[kept] - 1)).numpy()
+
+
 def build_extractor(
     name: str, learn: Batch, validation: Batch, schema: Schema, *, seed: int, steps: int = 300
 ) -> Extractor:
@@ -178,6 +220,10 @@ def build_extractor(
     images = images_of(learn)
     if name == "efficientnet-lite0":
         return EfficientNetFeatures()
+    if name == "histogram":
+        return HistogramFeatures()
+    if name == "spectrum":
+        return SpectrumFeatures()
     if name == "random":
         return RandomFeatures(schema.channels, images)
     if name == "pixels-pca" or not schema.findings:

@@ -16,7 +16,11 @@ from medgen.registry import build
 NEEDS = {
     "frechet": "",
     "kid": "",
+    "mmd": "",
     "prdc": "",
+    "vendi": "",
+    "intensity": "",
+    "spectrum": "",
     "label_agreement": "findings",
     "mask_agreement": "masks",
     "memorization": "",

@@ -23,6 +23,20 @@ ARMS: Mapping[str, str] = {
 METRICS: Mapping[str, tuple[str, str]] = {
     "frechet": ("Fréchet distance", "distance between the two sets, as Gaussians of features"),
     "kid": ("Kernel distance (KID)", "unbiased kernel distance between the two sets"),
+    "frechet_infinite": (
+        "Fréchet distance, unbiased",
+        "the same, extrapolated to infinitely many studies",
+    ),
+    "mmd": ("Kernel distance (MMD)", "unbiased kernel distance that sees any difference"),
+    "vendi_ratio": (
+        "Diversity (Vendi ratio)",
+        "effective number of different synthetic studies over that of as many real ones",
+    ),
+    "intensity_distance": ("Intensity distance", "how far grey levels are off, in parts of 1"),
+    "spectrum_distance": (
+        "Spectrum distance",
+        "how far the power spectrum is off, in dB; blur and left-over noise raise it",
+    ),
     "precision": ("Precision", "share of synthetic studies that look like some real study"),
     "recall": ("Recall", "share of real studies that some synthetic study looks like"),
     "density": ("Density", "how deep synthetic studies lie among real ones; 1 is like real"),

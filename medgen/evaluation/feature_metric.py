@@ -1,0 +1,118 @@
+"""What metrics of features share: equal numbers, half-sampled intervals, the real-vs-real floor."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medgen.augmentation.intervals import centred_interval, half_samples
+from medgen.evaluation.comparison import Comparison
+from medgen.protocols import Dataset
+from medgen.types import Estimate
+
+Array = NDArray[np.float64]
+Indices = NDArray[np.intp]
+DRAWS = 100
+SMALL = 200
+"""Below so many studies a side a warning is given."""
+HALF_SAMPLING = f"half-sampling of patients without replacement, {DRAWS} draws"
+
+
+@dataclass(frozen=True)
+class Features:
+    """Features of studies (n d), and whom they are of."""
+
+    rows: Array
+    patients: Sequence[str]
+
+    def map(self, change: Callable[[Array], Array]) -> Features:
+        """The same studies with changed features."""
+        return Features(change(self.rows), self.patients)
+
+
+class FeatureMetric:
+    """Holds features of held-out real studies against those of synthetic ones.
+
+    The same is done with real studies of other patients, at equal number: the floor.
+
+    Args:
+        count: studies a side, at most; None takes what there is.
+        extractor: None is the evaluation's own.
+    """
+
+    needs = ""
+
+    def __init__(self, count: int | None = None, extractor: str | None = None) -> None:
+        self.count = count
+        self.extractor = extractor
+
+    def compute(self, real: Dataset, synthetic: Dataset) -> dict[str, Estimate]:
+        """The estimates alone, with an extractor of their own."""
+        return self.measure(Comparison(real, synthetic))
+
+    def measure(self, comparison: Comparison) -> dict[str, Estimate]:
+        """The estimates, each with its floor."""
+        sides: list[Features] = []
+        for which in ("heldout", "synthetic", "second"):
+            rows, patients = comparison.equal_features(which, self.extractor)
+            sides.append(Features(rows[: self.count], patients[: self.count]))
+        held, drawn, other = sides
+        name = comparison.extractor(self.extractor).name
+        train = comparison.features("train", self.extractor)
+        found, floors = (
+            {key: replace(e, extractor=name) for key, e in self.between(held, b, train).items()}
+            for b in (drawn, other)
+        )
+        return {key: replace(e, floor=floors[key]) for key, e in found.items()}
+
+    def between(self, real: Features, other: Features, train: Array) -> dict[str, Estimate]:
+        """The estimates of two sets of equal number; `train` are real training features (t d)."""
+        raise NotImplementedError
+
+
+def half_pairs(a: Features, b: Features) -> Iterator[tuple[Indices, Indices]]:
+    """Pairs of half-samples of equal number; the studies stand in random order."""
+    mine = half_samples(a.patients, DRAWS, seed=1)
+    theirs = half_samples(b.patients, DRAWS, seed=2)
+    for i, j in zip(mine, theirs, strict=True):
+        count = min(len(i), len(j))
+        yield i[:count], j[:count]
+
+
+def estimate_from(
+    value: float,
+    draws: Array,
+    side: Features,
+    *,
+    higher: bool | None,
+    bounds: tuple[float, float] = (-np.inf, np.inf),
+    unit: str = "",
+    note: str = "",
+) -> Estimate:
+    """An estimate whose interval is the spread of half-samples.
+
+    Args:
+        value: on all studies.
+        draws: on half-samples, (draws,).
+        side: gives the number of studies.
+        higher: whether higher is better; None where neither end is good.
+        bounds: of what is possible; the interval is held to them.
+        unit: of the value.
+        note: a warning.
+    """
+    low, high = centred_interval(value, draws)
+    few = len(side.rows)
+    small = f"only {few} studies a side" if few < SMALL else ""
+    return Estimate(
+        value=value,
+        low=max(bounds[0], low),
+        high=min(bounds[1], high),
+        n=few,
+        higher_is_better=higher,
+        unit=unit,
+        method=HALF_SAMPLING,
+        warning="; ".join(part for part in (small, note) if part),
+    )
