@@ -7,9 +7,10 @@ import pytest
 import torch
 from toy_studies import discs
 
-from medgen.errors import MissingExtraError, RecipeError
+from medgen.errors import CheckpointError, MissingExtraError, RecipeError
 from medgen.evaluation.comparison import Comparison
-from medgen.evaluation.features import EfficientNetFeatures, build_extractor, principal_axes
+from medgen.evaluation.features import build_extractor, principal_axes
+from medgen.evaluation.pretrained import EfficientNetFeatures, NetworkFeatures
 
 REAL = discs(120)
 
@@ -86,3 +87,41 @@ def test_the_floor_is_of_patients_that_the_extractor_never_saw():
     _, compared = comparison.equal_features("second")
     assert not {patients[i] for i in taught} & set(compared)
     assert not set(comparison.heldout.patients) & set(patients)
+
+
+@pytest.fixture(scope="module")
+def resnet(tmp_path_factory):
+    from torchvision.models import resnet18
+
+    torch.manual_seed(0)
+    file = tmp_path_factory.mktemp("weights") / "resnet18.pth"
+    torch.save({f"module.{k}": v for k, v in resnet18(num_classes=7).state_dict().items()}, file)
+    return file
+
+
+def test_a_network_takes_its_weights_from_a_file(resnet):
+    extractor = build(f"resnet18@{resnet}")
+    features = extractor.features(REAL.batch.image[:3])
+    assert features.shape == (3, 512)
+    assert extractor.name == "resnet18 of resnet18.pth"
+    assert np.array_equal(features, build(f"resnet18@{resnet}").features(REAL.batch.image[:3]))
+
+
+def test_wrong_weights_are_named(resnet, tmp_path):
+    with pytest.raises(CheckpointError, match=r"nowhere\.pth: no such file of weights"):
+        build("resnet18@nowhere.pth")
+    with pytest.raises(CheckpointError, match="the weights do not fit the network"):
+        build(f"resnet34@{resnet}")
+    with pytest.raises(RecipeError, match=r"torchvision has no such network.*'resnet18'"):
+        build(f"resnet19@{resnet}")
+    bad = tmp_path / "bad.pth"
+    torch.save({"weights": object}, bad)
+    with pytest.raises(CheckpointError, match="cannot be read as tensors alone"):
+        NetworkFeatures("resnet18", bad)
+
+
+def test_the_latents_of_a_codec_are_features(trained):
+    studies = torch.zeros(3, 1, 32, 32)
+    extractor = build(f"codec@{trained}")
+    assert extractor.features(studies).shape == (3, 4 * 8 * 8)
+    assert extractor.name == "codec of run"

@@ -43,7 +43,8 @@ synthetic_option = click.option(
     "--extractor",
     default="classifier",
     show_default=True,
-    help="classifier, efficientnet-lite0, pixels-pca, random.",
+    help="classifier, efficientnet-lite0, pixels-pca, random, codec@CHECKPOINT, or a torchvision "
+    "network and the file of its weights, such as resnet50@weights.pth.",
 )
 @options.overrides
 @options.as_json

