@@ -85,6 +85,8 @@ class ProveSettings:
         fractions: shares of the training patients that the consumer may use.
         ratios: synthetic studies for every real one in the mixed arm.
         repeats: paired repeats of every arm.
+        controls: further arms: "augmentation" (real studies under strong classical augmentation)
+            and "pretraining" (half the steps on synthetic studies, then half on real ones).
         steps: optimiser steps of every arm, equal for all.
         batch: studies an optimiser step of the consumer.
         seed: all randomness of the experiment derives from it.
@@ -94,6 +96,7 @@ class ProveSettings:
     fractions: tuple[float, ...] = (1.0,)
     ratios: tuple[float, ...] = (1.0,)
     repeats: int = 3
+    controls: tuple[Literal["augmentation", "pretraining"], ...] = ()
     steps: int = 300
     batch: int = 32
     seed: int = 0

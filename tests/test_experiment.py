@@ -9,9 +9,20 @@ import pytest
 import torch
 from toy_studies import Studies, discs
 
-from medgen.augmentation.experiment import Arm, plan, prove, training_indices
-from medgen.augmentation.tasks import Augment, task_for, train_consumer
-from medgen.augmentation.verdict import DUPLICATES, MIXED, REAL, SYNTHETIC, compare, verdicts
+from medgen.augmentation.arms import Arm, plan, training_indices
+from medgen.augmentation.augment import STRONG, Augment
+from medgen.augmentation.experiment import prove
+from medgen.augmentation.tasks import task_for, train_consumer
+from medgen.augmentation.verdict import (
+    AUGMENTED,
+    DUPLICATES,
+    MIXED,
+    PRETRAINED,
+    REAL,
+    SYNTHETIC,
+    compare,
+    verdicts,
+)
 from medgen.data.splits import by_split, load
 from medgen.errors import DataError, OutputError
 from medgen.settings import ProveSettings
@@ -133,6 +144,45 @@ def test_arms_and_their_counts(tmp_path):
     stored = json.loads((tmp_path / "prove.json").read_text())
     assert stored["rows"] == result.rows
     assert stored["test"] == {"studies": 20, "patients": 20}
+
+
+def test_controls_are_further_arms(tmp_path):
+    settings = replace(QUICK, controls=("augmentation", "pretraining"))
+    result = prove(
+        discs(60), discs(60, seed=1, synthetic=True), settings, out=tmp_path, generator_saw=SAW
+    )
+    rows = {row["arm"]: row for row in result.rows}
+    assert rows[AUGMENTED]["synthetic"] == 0
+    assert rows[AUGMENTED]["real"] == rows[REAL]["real"]
+    assert rows[PRETRAINED]["synthetic"] == rows[MIXED]["synthetic"]
+    assert {row["steps"] for row in result.rows} == {QUICK.steps}
+    assert 0 <= rows[REAL]["on_synthetic"] <= 1
+    assert rows[MIXED]["on_synthetic"] is None
+    held = {(c["arm"], c["versus"]) for c in result.comparisons}
+    assert {(MIXED, AUGMENTED), (PRETRAINED, REAL), (AUGMENTED, REAL)} <= held
+    assert sum(c["primary"] for c in result.comparisons) == 1
+
+
+def test_training_may_start_from_a_network():
+    task = task_for("classification", HARD.schema)
+    images, targets = HARD.batch.image, HARD.batch.label
+    first = train_consumer(task, images, targets, steps=2, batch=8)
+    second = train_consumer(task, images, targets, steps=1, batch=8, lr=1e-9, start=first.network)
+    for a, b in zip(first.network.parameters(), second.network.parameters(), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_strong_augmentation_keeps_image_and_mask_together():
+    image = torch.zeros(1, 1, 32, 32)
+    image[..., 8:20, 8:20] = 1
+    mask = (image[:, 0] > 0).long()
+    for seed in range(5):
+        rng = torch.Generator().manual_seed(seed)
+        moved, moved_mask = STRONG.apply(image, mask, rng)
+        assert not torch.equal(moved_mask, mask)
+        bright = moved[0, 0] > (moved[0, 0].max() + moved[0, 0].min()) / 2
+        inner = (bright & (moved_mask[0] == 1)).sum() / moved_mask.sum()
+        assert inner > 0.85
 
 
 def test_arms_of_a_repeat_share_their_studies():

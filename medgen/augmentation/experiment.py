@@ -1,8 +1,9 @@
-"""Does the synthetic data help? Four arms, equal steps, paired repeats, intervals and a verdict.
+"""Does the synthetic data help? Arms of equal steps, paired repeats, intervals and a verdict.
 
 The arms are real studies, real studies repeated to the count of the mixed arm (without this control
 a mere change of count reads as a gain: Pink and Sykes 2026, PMLR 318:954), real plus synthetic
-studies, and synthetic studies alone. Validation and test studies are real in every arm.
+studies, and synthetic studies alone; on request real studies under strong classical augmentation,
+and pre-training on synthetic studies. Validation and test studies are real in every arm.
 """
 
 from __future__ import annotations
@@ -20,9 +21,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from medgen.augmentation.tasks import Task, task_for, train_consumer
-from medgen.augmentation.verdict import DUPLICATES, MIXED, REAL, SYNTHETIC, compare, verdicts
-from medgen.data.splits import by_split, load, take_patients
+from medgen.augmentation.arms import Arm, plan, training_indices
+from medgen.augmentation.augment import STRONG
+from medgen.augmentation.tasks import Consumer, Task, task_for, train_consumer
+from medgen.augmentation.verdict import AUGMENTED, MIXED, PRETRAINED, REAL, compare, verdicts
+from medgen.data.splits import by_split, load
 from medgen.disk import write_bytes
 from medgen.errors import DataError, OutputError
 from medgen.protocols import Dataset
@@ -35,29 +38,6 @@ VALIDATION = 200
 
 Progress = Callable[[int, int, str], None]
 """Called with (arms done, arms in all, what is being done)."""
-
-
-@dataclass(frozen=True)
-class Arm:
-    """One training run of the experiment.
-
-    Args:
-        fraction: share of the training patients.
-        name: which of the four arms.
-        ratio: synthetic studies for every real one (the count to reach, for duplicates).
-        repeat: which of the paired repeats.
-    """
-
-    fraction: float
-    name: str
-    ratio: float
-    repeat: int
-
-    @property
-    def file(self) -> str:
-        """Name of the file that keeps its result."""
-        words = self.name.replace(" + ", "-and-").replace(" ", "-")
-        return f"{words}_fraction-{self.fraction:g}_ratio-{self.ratio:g}_repeat-{self.repeat}.json"
 
 
 @dataclass(frozen=True)
@@ -163,54 +143,6 @@ def prove(
     return result
 
 
-def plan(settings: ProveSettings) -> list[Arm]:
-    """Every training run, repeat by repeat, so that an interrupted experiment is still paired."""
-    ratios = sorted({ratio for ratio in settings.ratios if ratio > 0})
-    arms: list[Arm] = []
-    for fraction in settings.fractions:
-        for repeat in range(settings.repeats):
-            arms.append(Arm(fraction, REAL, 0.0, repeat))
-            for ratio in ratios:
-                arms.append(Arm(fraction, DUPLICATES, ratio, repeat))
-                arms.append(Arm(fraction, MIXED, ratio, repeat))
-            if ratios:
-                arms.append(Arm(fraction, SYNTHETIC, ratios[-1], repeat))
-    return arms
-
-
-def training_indices(
-    arm: Arm, patients_of: Dataset, synthetic: int, seed: int
-) -> tuple[list[int], list[int]]:
-    """Which real and which synthetic studies an arm trains on; a repeated index is a duplicate.
-
-    All arms of a repeat hold the same real studies, and the mixed and the synthetic-only arm draw
-    the synthetic ones from the same order.
-
-    Args:
-        arm: which run.
-        patients_of: the real training split.
-        synthetic: number of synthetic studies at hand.
-        seed: of the experiment.
-    """
-    taken = take_patients(
-        patients_of, arm.fraction, seed=derive(seed, "patients", arm.repeat) % 2**32
-    )
-    chosen = list(taken.indices)
-    extra = round(arm.ratio * len(chosen))
-    order = np.random.default_rng(derive(seed, "synthetic", arm.fraction, arm.repeat))
-    drawn = [int(i) for i in order.permutation(synthetic)]
-    if arm.name == REAL:
-        return chosen, []
-    if arm.name == MIXED:
-        return chosen, drawn[:extra]
-    if arm.name == SYNTHETIC:
-        return [], drawn[: len(chosen) + extra]
-    spare = np.random.default_rng(derive(seed, "duplicates", arm.fraction, arm.repeat))
-    whole, rest = divmod(extra, len(chosen))
-    part = [chosen[int(i)] for i in spare.permutation(len(chosen))[:rest]]
-    return chosen * (1 + whole) + part, []
-
-
 def _bench(real: Dataset, synthetic: Dataset, settings: ProveSettings, out: Path) -> _Bench:
     for name in ("size", "channels", "findings", "exclusive", "mask_classes"):
         ours, theirs = getattr(real.schema, name), getattr(synthetic.schema, name)
@@ -289,17 +221,7 @@ def _run(bench: _Bench, arm: Arm) -> dict[str, Any]:
     started = time.perf_counter()
     task, settings = bench.task, bench.settings
     chosen, drawn = training_indices(arm, bench.train, len(bench.synthetic), settings.seed)
-    parts = [bench.real.select(chosen)] if chosen else []
-    parts += [bench.synthetic.select(drawn)] if drawn else []
-    consumer = train_consumer(
-        task,
-        torch.cat([_images(part) for part in parts]),
-        torch.cat([task.targets(part) for part in parts]),
-        steps=settings.steps,
-        batch=settings.batch,
-        seed=derive(settings.seed, "consumer", arm.fraction, arm.repeat),
-        validation=(_images(bench.validation), task.targets(bench.validation)),
-    )
+    consumer = _train(bench, arm, chosen, drawn)
     truth = task.targets(bench.test)
     scores = consumer.scores(_images(bench.test), truth)
     result: dict[str, Any] = {
@@ -315,11 +237,44 @@ def _run(bench: _Bench, arm: Arm) -> dict[str, Any]:
         "count": len(chosen) + len(drawn),
         "selected_step": consumer.selected,
         "validation": consumer.validation,
+        "on_synthetic": _on_synthetic(bench, consumer) if arm.name == REAL else None,
         "digest": bench.digest,
         "scores": scores.tolist(),
     }
     _write(bench.folder / arm.file, result)
     return result
+
+
+def _train(bench: _Bench, arm: Arm, chosen: list[int], drawn: list[int]) -> Consumer:
+    """A consumer trained on real and synthetic studies, together or one after the other."""
+    task, settings = bench.task, bench.settings
+    real = [bench.real.select(chosen)] if chosen else []
+    synthetic = [bench.synthetic.select(drawn)] if drawn else []
+    apart = arm.name == PRETRAINED and synthetic
+    stages = [synthetic, real] if apart else [real + synthetic]
+    consumer: Consumer | None = None
+    for place, parts in enumerate(stages):
+        last = place + 1 == len(stages)
+        spent = settings.steps // len(stages) * place
+        consumer = train_consumer(
+            task,
+            torch.cat([_images(part) for part in parts]),
+            torch.cat([task.targets(part) for part in parts]),
+            steps=settings.steps - spent if last else settings.steps // len(stages),
+            batch=settings.batch,
+            seed=derive(settings.seed, "consumer", arm.fraction, arm.repeat),
+            validation=(_images(bench.validation), task.targets(bench.validation)),
+            augment=STRONG if arm.name == AUGMENTED else None,
+            start=None if consumer is None else consumer.network,
+        )
+    assert consumer is not None
+    return consumer
+
+
+def _on_synthetic(bench: _Bench, consumer: Consumer) -> float:
+    """The metric on synthetic studies of a consumer that saw real ones only (TRTS)."""
+    truth = bench.task.targets(bench.synthetic)
+    return float(bench.task.value(consumer.scores(_images(bench.synthetic), truth), truth)[0])
 
 
 def _images(batch: Batch) -> Tensor:

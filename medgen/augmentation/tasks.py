@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
+from medgen.augmentation.augment import Augment
 from medgen.augmentation.networks import SmallClassifier, SmallUNet
 from medgen.augmentation.scores import dice as dice_scores
 from medgen.augmentation.scores import macro_auroc, mean_dice
@@ -158,54 +159,6 @@ def task_for(name: str, schema: Schema) -> Classification | Segmentation:
 
 
 @dataclass(frozen=True)
-class Augment:
-    """Light augmentation, the same in every arm.
-
-    Args:
-        shift: largest shift along an axis, as a share of the side.
-        scale: largest change of size, as a share.
-        intensity: largest change of contrast and of brightness, as a share of the range.
-        flip: mirror left to right with probability one half; wrong where sides mean something.
-    """
-
-    shift: float = 0.06
-    scale: float = 0.1
-    intensity: float = 0.1
-    flip: bool = False
-
-    def apply(
-        self, images: Tensor, masks: Tensor | None, rng: torch.Generator
-    ) -> tuple[Tensor, Tensor | None]:
-        """Moved and re-exposed images (b c h w), and their masks (b h w) moved alike."""
-        draw = torch.rand((len(images), 6), generator=rng) * 2 - 1
-        zoom = 1 + self.scale * draw[:, 0]
-        mirror = torch.where(draw[:, 1] < 0, -1.0, 1.0) if self.flip else torch.ones(len(images))
-        zero = torch.zeros(len(images))
-        rows = [
-            zoom * mirror,
-            zero,
-            2 * self.shift * draw[:, 2],
-            zero,
-            zoom,
-            2 * self.shift * draw[:, 3],
-        ]
-        grid = functional.affine_grid(
-            torch.stack(rows, dim=1).view(-1, 2, 3), list(images.shape), align_corners=False
-        )
-        moved = functional.grid_sample(
-            images, grid, mode="bilinear", padding_mode="border", align_corners=False
-        )
-        contrast = 1 + self.intensity * draw[:, 4].view(-1, 1, 1, 1)
-        moved = moved * contrast + self.intensity * draw[:, 5].view(-1, 1, 1, 1)
-        if masks is None:
-            return moved, None
-        moved_masks = functional.grid_sample(
-            masks[:, None].float(), grid, mode="nearest", padding_mode="border", align_corners=False
-        )
-        return moved, moved_masks[:, 0].long()
-
-
-@dataclass(frozen=True)
 class Consumer:
     """A trained network and its task.
 
@@ -254,6 +207,7 @@ def train_consumer(
     seed: int = 0,
     validation: tuple[Tensor, Tensor] | None = None,
     augment: Augment | None = None,
+    start: nn.Module | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Consumer:
     """Train one consumer for a fixed number of steps; the same seed gives the same weights.
@@ -271,10 +225,13 @@ def train_consumer(
         seed: initial weights, order of studies and augmentation derive from it.
         validation: images and targets of real studies; None keeps the last state.
         augment: None is the default light augmentation.
+        start: a network of the task whose weights training starts from; None is fresh weights.
         progress: called with (step, steps).
     """
     lr = task.lr if lr is None else lr
     network = _initialised(task, seed)
+    if start is not None:
+        network.load_state_dict(start.state_dict())
     optimiser = torch.optim.AdamW(network.parameters(), lr=lr, weight_decay=0.01)
     order = _order(len(images), batch, derive(seed, "order"))
     moves = torch.Generator().manual_seed(derive(seed, "augment"))

@@ -16,6 +16,9 @@ from medgen.rng import derive
 from medgen.types import Estimate, Study
 
 REAL, DUPLICATES, MIXED, SYNTHETIC = "real", "real x k", "real + synthetic", "synthetic only"
+AUGMENTED, PRETRAINED = "real + augmentation", "synthetic then real"
+WITHOUT_RATIO = (REAL, AUGMENTED)
+"""Arms that no synthetic study enters."""
 LEVEL = 0.05
 DRAWS = 2000
 METHOD = "paired: bootstrap over test patients, Student t over repeats, {draws} draws"
@@ -35,7 +38,8 @@ def compare(
     """Paired differences of arms, each with interval, p-value and verdict.
 
     At every fraction and ratio the mixed arm is held against the duplicates (the primary
-    comparison) and against real alone, and synthetic alone against real alone. A verdict other than
+    comparison), against real alone and against classical augmentation; synthetic alone,
+    pre-training and augmentation are held against real alone. A verdict other than
     "no evidence" needs a p-value below 0.05 after Holm's adjustment over the ratios of a fraction.
 
     Args:
@@ -52,11 +56,17 @@ def compare(
     comparisons: list[dict[str, Any]] = []
     for fraction in dict.fromkeys(result["fraction"] for result in results):
         ratios = sorted({r["ratio"] for r in results if r["fraction"] == fraction} - {0.0})
+        ran = {result["arm"] for result in results}
         for arm, versus, tried in [
             (MIXED, DUPLICATES, ratios),
             (MIXED, REAL, ratios),
+            (MIXED, AUGMENTED, ratios),
             (SYNTHETIC, REAL, ratios[-1:]),
+            (PRETRAINED, REAL, ratios[-1:]),
+            (AUGMENTED, REAL, [0.0]),
         ]:
+            if not {arm, versus} <= ran:
+                continue
             family = [table.difference(fraction, arm, versus, ratio, seed) for ratio in tried]
             adjusted = holm([difference.p for difference in family])
             for ratio, difference, p in zip(tried, family, adjusted, strict=True):
@@ -121,9 +131,9 @@ class _Table:
     def difference(
         self, fraction: float, arm: str, versus: str, ratio: float, seed: int
     ) -> Difference:
-        """The paired difference of two arms; the real arm has no ratio."""
+        """The paired difference of two arms; an arm without synthetic studies has no ratio."""
         mine = [(fraction, arm, ratio, r) for r in range(self.repeats)]
-        other = 0.0 if versus == REAL else ratio
+        other = 0.0 if versus in WITHOUT_RATIO else ratio
         theirs = [(fraction, versus, other, r) for r in range(self.repeats)]
         pairs = list(zip(mine, theirs, strict=True))
         return paired_difference(

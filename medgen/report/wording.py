@@ -7,7 +7,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from medgen.augmentation.verdict import DUPLICATES, MIXED, REAL, SYNTHETIC
+from medgen.augmentation.verdict import (
+    AUGMENTED,
+    DUPLICATES,
+    MIXED,
+    PRETRAINED,
+    REAL,
+    SYNTHETIC,
+)
 from medgen.report.results import Comparison, Proof
 from medgen.types import Estimate
 
@@ -19,6 +26,8 @@ ARMS: Mapping[str, str] = {
     DUPLICATES: "real, repeated",
     MIXED: "real + synthetic",
     SYNTHETIC: "synthetic only",
+    AUGMENTED: "real, augmented",
+    PRETRAINED: "synthetic, then real",
 }
 METRICS: Mapping[str, tuple[str, str]] = {
     "frechet": ("Fréchet distance", "distance between the two sets, as Gaussians of features"),
@@ -227,10 +236,13 @@ def verdict_sentence(comparison: Comparison, proof: Proof) -> tuple[str, str, st
         MIXED: f"synthetic studies added{ratio}",
         SYNTHETIC: "synthetic studies alone",
         DUPLICATES: "real studies repeated",
+        AUGMENTED: "strong classical augmentation of the real studies",
+        PRETRAINED: "pre-training on synthetic studies",
     }.get(comparison.arm, f"the arm '{arm_words(comparison.arm)}'")
     control = {
         DUPLICATES: "the same real studies repeated to the same count (the duplicates control)",
         REAL: "the real studies alone",
+        AUGMENTED: "strong classical augmentation of the real studies",
     }.get(comparison.versus, f"the arm '{arm_words(comparison.versus)}'")
     interval = interval_text(estimate, signed=True)
     effect = f"{_change(comparison)} (95{PERCENT} interval {interval}; n = {estimate.n})"
