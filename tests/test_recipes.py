@@ -46,10 +46,10 @@ def overrides_for(name: str) -> list[str]:
         chosen += SMALL[sections["backbone"]["type"]] + SMALL["generator"]
     data = sections["data"]
     if data["type"] == "simulated":
-        chosen.append("data.count=40")
-    elif data.get("mask_classes"):
+        return [*chosen, "data.count=40"]
+    if data.get("mask_classes"):
         chosen.append("data.mask_classes=[background, lung, heart]")
-    elif data.get("findings"):
+    if data.get("findings"):
         chosen.append("data.findings=[cardiomegaly, effusion]")
     return chosen
 
