@@ -152,3 +152,28 @@ def test_evidence_from_the_command_line(finished, tmp_path):
     assert (tmp_path / "prove.json").is_file()
     done = CliRunner().invoke(cli, ["prove", *dataset, *few[:-1], "many"])
     assert done.exit_code == 2
+
+
+def test_runs_side_by_side(finished, tmp_path):
+    other = tmp_path / "other"
+    other.mkdir()
+    found = json.loads((finished / "evaluation.json").read_text())
+    found["metrics"]["kid"] |= {"n": 1, "value": 0.25}
+    del found["metrics"]["precision"]
+    (other / "evaluation.json").write_text(json.dumps(found))
+    table = tmp_path / "table.csv"
+    done = CliRunner().invoke(
+        cli, ["compare", str(finished), str(other), "--json", "--csv", str(table)]
+    )
+    assert done.exit_code == 0, done.output
+    rows = {row["measure"]: row for row in json.loads(done.output)}
+    assert rows["kid"]["caution"] == "different numbers of studies"
+    assert rows["kid"]["runs"][1]["value"] == 0.25
+    assert rows["precision"]["runs"][1]["value"] is None
+    assert not rows["frechet"]["caution"]
+    proved = next(row for name, row in rows.items() if name.startswith("prove classification"))
+    assert proved["runs"][0]["verdict"] in ("helps", "no evidence", "hurts")
+    assert proved["runs"][1]["value"] is None
+    assert len(table.read_text().splitlines()) == 1 + 2 * len(rows)
+    empty = CliRunner().invoke(cli, ["compare", str(tmp_path)])
+    assert "holds neither evaluation.json nor prove.json" in str(empty.exception)

@@ -1,4 +1,4 @@
-"""`medgen evaluate` and `medgen prove`."""
+"""`medgen evaluate`, `medgen prove` and `medgen compare`."""
 
 from __future__ import annotations
 
@@ -102,6 +102,13 @@ def evaluate(
 @click.option("--ratios", help="Synthetic studies for every real one, such as 0.5,1.")
 @click.option("--repeats", type=click.IntRange(1))
 @click.option("--steps", type=click.IntRange(1))
+@click.option(
+    "--control",
+    "controls",
+    multiple=True,
+    type=click.Choice(["augmentation", "pretraining"]),
+    help="A further arm; may be repeated.",
+)
 @options.overrides
 @options.as_json
 def prove(
@@ -113,10 +120,13 @@ def prove(
     ratios: str | None,
     repeats: int | None,
     steps: int | None,
+    controls: tuple[str, ...],
     overrides: tuple[str, ...],
     as_json: bool,
 ) -> None:
-    """Does synthetic data help a classifier or segmenter? Four arms, equal steps, paired intervals.
+    """Does synthetic data help a classifier or segmenter? Equal steps, paired intervals.
+
+    The arms: real studies, the same repeated, real and synthetic, synthetic alone, and --control.
 
     Run the same command again to resume.
     """
@@ -125,6 +135,7 @@ def prove(
 
     asked = {"task": task, "repeats": repeats, "steps": steps}
     asked |= {"fractions": _numbers(fractions), "ratios": _numbers(ratios)}
+    asked |= {"controls": list(controls) or None}
     recipe, studies, drawn = _read(real, synthetic, overrides)
     settings = prove_settings(
         recipe.sections["prove"], {key: value for key, value in asked.items() if value is not None}
@@ -147,6 +158,42 @@ def prove(
             f"{each['fraction']:>5.0%}  {each['arm']} against {each['versus']}: "
             f"{result.metric} {_number(each['estimate'])}  {each['verdict']}"
         )
+
+
+@click.command(
+    epilog=options.examples(
+        "medgen compare runs/a runs/b",
+        "medgen compare evidence-1 evidence-2 --csv comparison.csv",
+    )
+)
+@click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--csv", "table", type=click.Path(path_type=Path), help="Also write a table.")
+@options.as_json
+def compare(runs: tuple[Path, ...], table: Path | None, as_json: bool) -> None:
+    """Set what was measured on several runs side by side, and say where it does not compare."""
+    import csv
+    import io
+
+    from medgen.disk import write_bytes
+    from medgen.report.compare import as_dict, compare_runs
+
+    found = as_dict(compare_runs(runs), runs)
+    if table is not None:
+        text = io.StringIO()
+        columns = ["measure", "caution", "run", "value", "low", "high", "n", "verdict"]
+        writer = csv.DictWriter(text, columns, lineterminator="\n")
+        writer.writeheader()
+        for row in found:
+            shared = {"measure": row["measure"], "caution": row["caution"]}
+            writer.writerows(shared | run for run in row["runs"])
+        write_bytes(table, text.getvalue().encode())
+    if as_json:
+        click.echo(json.dumps(found, indent=2))
+        return
+    for row in found:
+        click.echo(row["measure"] + (f"  ({row['caution']})" if row["caution"] else ""))
+        for run in row["runs"]:
+            click.echo(f"  {run['run']:<32} {_number(run)}  {run.get('verdict', '')}".rstrip())
 
 
 def _read(

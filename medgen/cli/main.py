@@ -17,6 +17,7 @@ COMMANDS = {
     "verify": ("medgen.cli.sample:verify", "Check a synthetic dataset; draw some of it again."),
     "evaluate": ("medgen.cli.evidence:evaluate", "Compare synthetic studies with real ones."),
     "prove": ("medgen.cli.evidence:prove", "Does synthetic data help a classifier or segmenter?"),
+    "compare": ("medgen.cli.evidence:compare", "Set the results of several runs side by side."),
     "recipes": ("medgen.cli.recipes:recipes", "List, show, check, compare and copy recipes."),
     "data": ("medgen.cli.data:data", "Check, show and simulate datasets."),
     "checkpoints": ("medgen.cli.checkpoints:checkpoints", "List, show and verify checkpoints."),
