@@ -1,3 +1,4 @@
+import csv
 import json
 import os
 import subprocess
@@ -133,6 +134,21 @@ def test_sample_from_a_table(trained, tmp_path):
     rows = (out / "labels.csv").read_text().splitlines()
     assert rows[0] == "image,patient,split,cardiomegaly,effusion"
     assert rows[1].startswith("images/synthetic-000000.png,synthetic-000000,train,1,0")
+
+
+def test_sample_what_real_studies_hold(trained, simulated_folder, tmp_path):
+    out = tmp_path / "drawn"
+    folder = "data={type: folder, size: [32, 32], findings: [cardiomegaly, effusion]}"
+    asked = ("--count", "6", "--like", str(simulated_folder), "--set", folder)
+    done = invoke("sample", str(trained), "--out", str(out), *asked)
+    assert done.exit_code == 0, done.output
+    drawn = {row.split(",", 3)[3] for row in (out / "labels.csv").read_text().splitlines()[1:]}
+    table = csv.DictReader((simulated_folder / "table.csv").read_text().splitlines())
+    held = {f"{row['cardiomegaly']},{row['effusion']}" for row in table if row["split"] == "train"}
+    assert drawn <= held
+    done = invoke("sample", str(trained), "--out", "x", *asked, "--masks", str(tmp_path))
+    assert done.exit_code == 2
+    assert "--like decides all conditions" in done.output
 
 
 def test_checkpoints_show_and_verify(trained):

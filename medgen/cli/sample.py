@@ -16,6 +16,7 @@ from medgen.cli import options
         "medgen sample MODEL --out DIR --conditions wanted.csv",
         "medgen sample MODEL --out DIR --prevalence effusion=0.3 --prevalence nodule=0.1",
         "medgen sample MODEL --out DIR --masks folder/of/masks",
+        "medgen sample MODEL --out DIR --count 500 --like ~/studies",
         "medgen sample MODEL --out DIR --set sampler.steps=32 --set guidance.type=autoguidance",
     )
 )
@@ -32,6 +33,11 @@ from medgen.cli import options
 @click.option("--prevalence", multiple=True, metavar="FINDING=SHARE", help="Ask for a prevalence.")
 @click.option("--conditions", type=click.Path(path_type=Path), help="CSV: one sample a row.")
 @click.option("--masks", type=click.Path(path_type=Path), help="Folder of masks to ask for (PNG).")
+@click.option(
+    "--like",
+    type=click.Path(path_type=Path),
+    help="Folder of real studies: ask for what those of its training split hold, masks included.",
+)
 @click.option("--seed", type=int, default=0, show_default=True, help="All seeds derive from it.")
 @click.option("--workers", type=click.IntRange(1), help="Threads on a CPU. Default: its cores.")
 @click.option("--shard", metavar="I/N", help="Draw every N-th part only, beginning with part I.")
@@ -46,6 +52,7 @@ def sample(
     prevalence: tuple[str, ...],
     conditions: Path | None,
     masks: Path | None,
+    like: Path | None,
     seed: int,
     workers: int | None,
     shard: str | None,
@@ -58,14 +65,17 @@ def sample(
     Run the same command again to resume. Every sample has its own seed, so its bytes do not depend
     on workers, shards or restarts.
     """
-    from medgen.assembly import from_pretrained
+    from medgen.assembly import build_dataset, from_pretrained
     from medgen.checkpoint import read_recipe
+    from medgen.data.splits import by_split
     from medgen.recipe import override
     from medgen.synthesis.draw import synthesize
-    from medgen.synthesis.plan import mask_folder, plan, plan_from_table
+    from medgen.synthesis.plan import mask_folder, plan, plan_from_table, plan_like
     from medgen.training.common import resolve_device
 
     asked = _prevalences(prevalence)
+    if like is not None and (conditions is not None or masks is not None or prevalence):
+        raise click.UsageError("--like decides all conditions; leave the other options out")
     settings = override(read_recipe(model), _sampling_only(overrides)).sections
     generator = from_pretrained(
         model,
@@ -75,6 +85,9 @@ def sample(
     )
     if conditions is not None:
         wanted = plan_from_table(generator.drawn, conditions, seed=seed)
+    elif like is not None:
+        studies = by_split(build_dataset(settings["data"], like), "train")
+        wanted = plan_like(generator, studies, count=count, seed=seed)
     else:
         wanted = plan(
             generator,
@@ -134,8 +147,11 @@ def verify(dataset: Path, model: Path | None, count: int, seed: int, as_json: bo
 
 def _sampling_only(overrides: tuple[str, ...]) -> tuple[str, ...]:
     for text in overrides:
-        if text.partition("=")[0].partition(".")[0] not in ("sampler", "guidance"):
-            raise click.UsageError(f"--set {text}: sampling can change sampler and guidance alone")
+        if text.partition("=")[0].partition(".")[0] not in ("data", "sampler", "guidance"):
+            raise click.UsageError(
+                f"--set {text}: sampling can change sampler and guidance alone, and how --like "
+                "is read"
+            )
     return overrides
 
 
