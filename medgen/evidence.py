@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from medgen.assembly import prove_settings
+from medgen.assembly import from_pretrained, prove_settings
 from medgen.checkpoint import CARD, read_metadata
 from medgen.data.splits import Subset, by_split, load
 from medgen.data.synthetic import SyntheticDataset
@@ -48,6 +48,7 @@ def evaluate_run(
             studies,
             SyntheticDataset(out / SYNTHETIC),
             metrics,
+            model=from_pretrained(out),
             progress=lambda done, total, name: step(done, total),
         )
     write_json(out / EVALUATION, found)

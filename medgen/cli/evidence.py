@@ -46,6 +46,11 @@ synthetic_option = click.option(
     help="classifier, efficientnet-lite0, pixels-pca, random, codec@CHECKPOINT, or a torchvision "
     "network and the file of its weights, such as resnet50@weights.pth.",
 )
+@click.option(
+    "--model",
+    type=click.Path(path_type=Path),
+    help="The checkpoint that drew the samples, for the membership attack by loss.",
+)
 @options.overrides
 @options.as_json
 def evaluate(
@@ -54,6 +59,7 @@ def evaluate(
     out: Path | None,
     metrics: tuple[str, ...],
     extractor: str,
+    model: Path | None,
     overrides: tuple[str, ...],
     as_json: bool,
 ) -> None:
@@ -61,6 +67,7 @@ def evaluate(
 
     Real studies are read as the generator's recipe read them; --set data.KEY=VALUE changes that.
     """
+    from medgen.assembly import from_pretrained
     from medgen.evaluation.suite import evaluate as measure
     from medgen.evidence import EVALUATION, write_json
 
@@ -71,6 +78,7 @@ def evaluate(
             drawn,
             list(metrics) or None,
             extractor=extractor,
+            model=None if model is None else from_pretrained(model),
             progress=lambda done, total, name: progress(done, total),
         )
     if out is not None:

@@ -19,6 +19,7 @@ from medgen.augmentation.tasks import Consumer, task_for, train_consumer
 from medgen.data.splits import by_split, load
 from medgen.errors import DataError
 from medgen.evaluation.features import Extractor, build_extractor, images_of
+from medgen.model import GenerativeModel
 from medgen.protocols import Dataset
 from medgen.rng import derive
 from medgen.types import Batch, Schema
@@ -65,6 +66,7 @@ class Comparison:
         extractor: name of the extractor that metrics use unless they name another.
         count: studies a side of a distribution metric, at most; None takes what there is.
         seed: all randomness of the evaluation derives from it.
+        model: the generator that drew the samples, for metrics that ask it; None where absent.
 
     Raises:
         DataError: a study is in the wrong dataset, a split is empty, or the schemas differ.
@@ -78,7 +80,9 @@ class Comparison:
         extractor: str = "classifier",
         count: int | None = None,
         seed: int = 0,
+        model: GenerativeModel | None = None,
     ) -> None:
+        self.model = model
         self.schema: Schema = real.schema
         self.extractor_name = extractor
         self.count = min(count or LARGEST, LARGEST)
@@ -106,6 +110,11 @@ class Comparison:
         return Side(
             both, self.validation.ids + self.test.ids, self.validation.patients + self.test.patients
         )
+
+    @cached_property
+    def unseen_members(self) -> Side:
+        """Real studies that the generator saw and no extractor did."""
+        return self.train.select(self._halves[1])
 
     @cached_property
     def _halves(self) -> tuple[list[int], list[int]]:

@@ -10,6 +10,7 @@ from medgen.augmentation.experiment import plain
 from medgen.errors import DataError
 from medgen.evaluation.comparison import Comparison, Progress
 from medgen.evaluation.privacy import Memorization
+from medgen.model import GenerativeModel
 from medgen.protocols import Dataset, Metric
 from medgen.registry import build
 
@@ -24,6 +25,7 @@ NEEDS = {
     "label_agreement": "findings",
     "mask_agreement": "masks",
     "memorization": "",
+    "membership": "",
 }
 """The metrics of an evaluation that names none, and what the studies must carry for each."""
 
@@ -36,6 +38,7 @@ def evaluate(
     extractor: str = "classifier",
     seed: int = 0,
     count: int | None = None,
+    model: GenerativeModel | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Measure synthetic studies against real ones; classifier and segmenter are trained once.
@@ -47,6 +50,7 @@ def evaluate(
         extractor: name of the feature extractor that metrics use unless they name another.
         seed: all randomness derives from it.
         count: studies a side of a distribution metric, at most.
+        model: the generator that drew the samples; without it no attack asks its loss.
         progress: called with (metrics done, metrics in all, name of the next).
 
     Returns:
@@ -57,7 +61,9 @@ def evaluate(
         DataError: the studies do not fit each other, or a split is empty.
         RecipeError: there is no such metric or extractor.
     """
-    comparison = Comparison(real, synthetic, extractor=extractor, count=count, seed=seed)
+    comparison = Comparison(
+        real, synthetic, extractor=extractor, count=count, seed=seed, model=model
+    )
     named = [_built(metric) for metric in (list(NEEDS) if metrics is None else metrics)]
     result: dict[str, Any] = {"metrics": {}, "pairs": [], "skipped": {}}
     for done, (name, metric) in enumerate(named):

@@ -66,6 +66,14 @@ METRICS: Mapping[str, tuple[str, str]] = {
         "Mask agreement ratio",
         "mask agreement of synthetic studies over that of held-out real ones",
     ),
+    "membership_auc": (
+        "Membership AUROC",
+        "how well a simple attack tells training studies from unseen ones; 0.5 is a coin",
+    ),
+    "membership_rate": (
+        "Membership at 1 % false alarms",
+        "share of training studies that the attack recognises; 1 % is chance",
+    ),
     "memorization": (
         "Memorization",
         "share of synthetic studies suspiciously close to a training study",
