@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -39,6 +39,9 @@ from medgen.rng import derive
 from medgen.synthesis.plan import Plan, describe, plan, plan_like
 from medgen.training.learner import TrainingData
 from medgen.types import Batch, Progress
+
+if TYPE_CHECKING:
+    from medgen.synthesis.filters import Filters
 
 logger = logging.getLogger(__name__)
 
@@ -150,9 +153,20 @@ class Run:
             self.say(f"Drawing {self.recipe.sections['sample']['count']} synthetic studies")
             model = from_pretrained(self.out, device=self.device)
             with self.progress("drawing") as progress:
-                drawn = synthesize(model, self._plan(model), out, progress=progress)
+                drawn = synthesize(
+                    model, self._plan(model), out, filters=self._filters(), progress=progress
+                )
             self.say(f"Drew {drawn.count} studies, {drawn.rate:.1f} images/s")
         return out
+
+    def _filters(self) -> Filters | None:
+        """What the recipe rejects, learned from its studies."""
+        from medgen.synthesis.filters import Filters
+
+        if not self.recipe.sections["filters"]:
+            return None
+        self.say("Fitting the filters")
+        return Filters.fitted(self.recipe.sections, self.studies)
 
     def _plan(self, model: GenerativeModel) -> Plan:
         """What the recipe asks for; a recipe with masks asks for those of training studies."""

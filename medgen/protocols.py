@@ -127,6 +127,18 @@ class Dataset(Protocol):
     def __getitem__(self, index: int) -> Batch: ...
 
 
+class Filter(Protocol):
+    """Rejects samples, by what it learned from real studies."""
+
+    def fit(self, real: Dataset) -> str:
+        """Learn from real studies of all splits; returns a digest of what was learned."""
+        ...
+
+    def reasons(self, samples: Batch) -> list[str]:
+        """Why each sample is rejected; empty for those that pass."""
+        ...
+
+
 @runtime_checkable
 class Metric(Protocol):
     """Compares real studies with synthetic ones."""

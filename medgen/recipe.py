@@ -24,7 +24,7 @@ from medgen.errors import RecipeError, did_you_mean
 SECTIONS = {
     "generator": (
         "name", "summary", "data", "codec", "conditioner", "backbone", "objective", "sampler",
-        "guidance", "train", "sample", "evaluate", "prove",
+        "guidance", "train", "sample", "filters", "evaluate", "prove",
     ),
     "codec": ("name", "summary", "data", "codec"),
 }  # fmt: skip

@@ -16,11 +16,14 @@ from medgen.registry import Argument
 from medgen.settings import ProveSettings, SampleSettings, TrainSettings
 
 COMPONENTS = ("data", "codec", "backbone", "objective", "sampler", "guidance")
+LISTS = {"evaluate": "metric", "filters": "filter"}
+"""Sections that list components, and of which kind."""
 DEFAULTS: dict[str, Any] = {
     "conditioner": {},
     "sampler": {"type": "ab2"},
     "guidance": {"type": "none"},
     "sample": {},
+    "filters": [],
     "evaluate": [],
     "prove": None,
 }
@@ -66,8 +69,8 @@ class Checker:
             return self._component(section, value, (section,))
         if section == "conditioner":
             return self._conditioners(value)
-        if section == "evaluate":
-            return self._metrics(value)
+        if section in LISTS:
+            return self._list(section, value)
         if section == "prove" and value is None:
             return None
         schema = {"train": TrainSettings, "sample": SampleSettings, "prove": ProveSettings}[section]
@@ -155,11 +158,12 @@ class Checker:
             for name, part in value.items()
         }
 
-    def _metrics(self, value: Any) -> list[Any]:
+    def _list(self, section: str, value: Any) -> list[Any]:
+        kind = LISTS[section]
         if not isinstance(value, list):
-            self.problem(("evaluate",), f"expected a list of metrics, got {_show(value)}")
+            self.problem((section,), f"expected a list of {kind}s, got {_show(value)}")
             return []
-        return [self._component("metric", v, ("evaluate", i)) for i, v in enumerate(value)]
+        return [self._component(kind, v, (section, i)) for i, v in enumerate(value)]
 
     def _settings(self, schema: type, value: Any, path: Key) -> dict[str, Any]:
         if not isinstance(value, dict):

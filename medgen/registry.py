@@ -31,6 +31,7 @@ PACKAGES: dict[str, tuple[str, ...]] = {
     "sampler": ("medgen.samplers",),
     "guidance": ("medgen.samplers",),
     "metric": ("medgen.evaluation",),
+    "filter": ("medgen.synthesis",),
 }
 """Kind of component -> packages whose modules register components of that kind."""
 

@@ -68,12 +68,14 @@ class SampleSettings:
         micro_batch: samples a forward pass; part of the determinism contract: another value draws
             another dataset.
         seed: seeds of samples derive from it.
+        budget: how often a sample may be drawn until every filter lets it pass.
     """
 
     count: int = 256
     labels: Literal["balanced", "prevalence"] = "balanced"
     micro_batch: int = 16
     seed: int = 0
+    budget: int = 5
 
 
 @dataclass(frozen=True, kw_only=True)

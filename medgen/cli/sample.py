@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from medgen.cli import options
+
+if TYPE_CHECKING:
+    from medgen.synthesis.filters import Filters
 
 
 @click.command(
@@ -18,6 +22,7 @@ from medgen.cli import options
         "medgen sample MODEL --out DIR --masks folder/of/masks",
         "medgen sample MODEL --out DIR --count 500 --like ~/studies",
         "medgen sample MODEL --out DIR --set sampler.steps=32 --set guidance.type=autoguidance",
+        "medgen sample MODEL --out DIR --real ~/studies --set 'filters=[{type: copies}]'",
     )
 )
 @click.argument("model", type=click.Path(path_type=Path))
@@ -38,6 +43,11 @@ from medgen.cli import options
     type=click.Path(path_type=Path),
     help="Folder of real studies: ask for what those of its training split hold, masks included.",
 )
+@click.option(
+    "--real",
+    type=click.Path(path_type=Path),
+    help="Folder of real studies from which the filters learn.",
+)
 @click.option("--seed", type=int, default=0, show_default=True, help="All seeds derive from it.")
 @click.option("--workers", type=click.IntRange(1), help="Threads on a CPU. Default: its cores.")
 @click.option("--shard", metavar="I/N", help="Draw every N-th part only, beginning with part I.")
@@ -53,6 +63,7 @@ def sample(
     conditions: Path | None,
     masks: Path | None,
     like: Path | None,
+    real: Path | None,
     seed: int,
     workers: int | None,
     shard: str | None,
@@ -77,6 +88,7 @@ def sample(
     if like is not None and (conditions is not None or masks is not None or prevalence):
         raise click.UsageError("--like decides all conditions; leave the other options out")
     settings = override(read_recipe(model), _sampling_only(overrides)).sections
+    filters = _filters(settings, real)
     generator = from_pretrained(
         model,
         device=resolve_device(device),
@@ -101,6 +113,7 @@ def sample(
             generator,
             wanted,
             out,
+            filters=filters,
             workers=workers,
             shard=_shard(shard),
             progress=progress,
@@ -145,12 +158,33 @@ def verify(dataset: Path, model: Path | None, count: int, seed: int, as_json: bo
     raise click.exceptions.Exit(int(bool(result.problems)))
 
 
+def _filters(settings: dict[str, Any], real: Path | None) -> Filters | None:
+    """The filters asked for, fitted on real studies."""
+    from medgen.assembly import build_dataset
+    from medgen.synthesis.filters import Filters
+
+    if real is None and settings["filters"]:
+        raise click.UsageError(
+            "the filters learn from real studies: give their folder with --real, or draw without: "
+            "--set filters=[]"
+        )
+    if real is None:
+        return None
+    if not settings["filters"]:
+        raise click.UsageError(
+            "--real: there are no filters to learn from it; name some, such as "
+            "--set 'filters=[{type: copies}]'"
+        )
+    return Filters.fitted(settings, build_dataset(settings["data"], real))
+
+
 def _sampling_only(overrides: tuple[str, ...]) -> tuple[str, ...]:
     for text in overrides:
-        if text.partition("=")[0].partition(".")[0] not in ("data", "sampler", "guidance"):
+        section = text.partition("=")[0].partition(".")[0]
+        if section not in ("data", "sampler", "guidance", "filters") and "budget" not in text:
             raise click.UsageError(
-                f"--set {text}: sampling can change sampler and guidance alone, and how --like "
-                "is read"
+                f"--set {text}: sampling can change sampler, guidance, filters and their "
+                "sample.budget alone, and with data how --like and --real are read"
             )
     return overrides
 

@@ -12,8 +12,10 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,12 +23,14 @@ from typing import Any
 import torch
 
 from medgen.disk import sweep, write_bytes
-from medgen.errors import OutputError
+from medgen.errors import DataError, OutputError
 from medgen.model import GenerativeModel
 from medgen.nn.attention import resolved_backend
+from medgen.rng import derive
 from medgen.synthesis.export import condition_of, write_sample, write_tables
+from medgen.synthesis.filters import Filters
 from medgen.synthesis.plan import Plan
-from medgen.types import Provenance
+from medgen.types import Batch, Provenance
 
 Progress = Callable[[int, int], None]
 """Called with (samples done, samples in all)."""
@@ -57,16 +61,21 @@ def synthesize(
     plan: Plan,
     out: Path,
     *,
+    filters: Filters | None = None,
     workers: int | None = None,
     shard: tuple[int, int] = (0, 1),
     progress: Progress | None = None,
 ) -> Drawn:
     """Draw the samples of a plan into a folder; run again to resume.
 
+    A sample that a filter rejects is drawn again from a further seed of its own, as often as the
+    budget allows; what never passed is left out, and `dataset.json` says how many.
+
     Args:
         model: a trained model, from `from_pretrained`.
         plan: what to draw.
         out: folder of the dataset.
+        filters: what rejects samples; None lets all pass.
         workers: threads that draw units side by side; None means one a core on a CPU, else one.
         shard: (index, count): draw every count-th unit; whoever finishes last writes the tables.
         progress: told how many samples are done.
@@ -74,7 +83,7 @@ def synthesize(
     Raises:
         OutputError: the folder holds something else or cannot be written.
     """
-    about = _about(model, plan)
+    about = _about(model, plan, filters)
     if _claim(out, about):
         return Drawn(out, 0, 0.0)
     size = model.micro_batch
@@ -84,7 +93,9 @@ def synthesize(
     model.eval()
     workers = workers or (os.cpu_count() or 1 if about["device"] == "cpu" else 1)
     began = time.perf_counter()
-    for k in _side_by_side(mine, workers, lambda k: _draw(model, plan, units[k], out, k)):
+    for k in _side_by_side(
+        mine, workers, lambda k: _draw(model, plan, units[k], out, unit=k, filters=filters)
+    ):
         done += len(units[k])
         if progress is not None:
             progress(done, len(plan))
@@ -92,16 +103,25 @@ def synthesize(
     return Drawn(out, done - before, time.perf_counter() - began)
 
 
-def draw_unit(model: GenerativeModel, plan: Plan, places: range) -> torch.Tensor:
-    """Images of one unit of a plan, (n c *s) in [-1, 1], on one thread."""
+def draw_unit(model: GenerativeModel, conditions: Batch, seeds: Sequence[int]) -> Batch:
+    """The studies of one unit, in their places, on one thread; images (n c *s) in [-1, 1]."""
+    with _one_thread():
+        return model.sample(conditions, list(seeds))
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        image = model.sample(plan.conditions.select(places), [plan.seeds[i] for i in places]).image
+        yield
     finally:
         torch.set_num_threads(threads)
-    assert image is not None
-    return image
+
+
+def seed_of(seed: int, attempt: int) -> int:
+    """The seed of a sample's further attempts; the first is the plan's."""
+    return derive(seed, "attempt", attempt) if attempt else seed
 
 
 def sample_name(index: int) -> str:
@@ -109,11 +129,12 @@ def sample_name(index: int) -> str:
     return f"synthetic-{index:06d}"
 
 
-def _about(model: GenerativeModel, plan: Plan) -> dict[str, Any]:
+def _about(model: GenerativeModel, plan: Plan, filters: Filters | None) -> dict[str, Any]:
     from medgen import __version__
 
     device = next(model.backbone.parameters()).device
-    return {
+    judged = {} if filters is None else {"filters": filters.about()}
+    return judged | {
         "checkpoint": model.source,
         "plan": plan.digest,
         "recipe": model.recipe["name"],
@@ -172,21 +193,61 @@ def _side_by_side(units: list[int], workers: int, work: Callable[[int], None]) -
             pool.shutdown(cancel_futures=True)
 
 
-def _draw(model: GenerativeModel, plan: Plan, places: range, out: Path, unit: int) -> None:
-    images = draw_unit(model, plan, places)
-    records = []
-    for image, index in zip(images, places, strict=True):
-        mask = None if plan.conditions.mask is None else plan.conditions.mask[index]
-        files = write_sample(out, sample_name(index), image, mask)
-        provenance = Provenance(
-            id=sample_name(index),
-            synthetic=True,
-            source=model.source,
-            seed=plan.seeds[index],
-            condition=condition_of(plan.conditions, index, model.drawn),
-        )
-        records.append({**asdict(provenance), "files": files})
-    write_bytes(_record(out, unit), json.dumps(records).encode())
+def _draw(
+    model: GenerativeModel,
+    plan: Plan,
+    places: range,
+    out: Path,
+    *,
+    unit: int,
+    filters: Filters | None,
+) -> None:
+    """Draw one unit until every sample passes or the budget is spent; write files and record."""
+    conditions = plan.conditions.select(places)
+    records: dict[int, dict[str, Any]] = {}
+    rejected: list[dict[str, Any]] = []
+    for attempt in range(1 if filters is None else filters.budget):
+        seeds = [seed_of(plan.seeds[index], attempt) for index in places]
+        drawn = draw_unit(model, conditions, seeds)
+        reasons = _reasons(filters, drawn)
+        for place, index in enumerate(places):
+            if index in records:
+                continue
+            if reasons[place]:
+                rejected.append({"index": index, "seed": seeds[place], "reason": reasons[place]})
+            else:
+                assert drawn.image is not None
+                records[index] = _written(
+                    model, plan, out, index, image=drawn.image[place], seed=seeds[place]
+                )
+        if len(records) == len(places):
+            break
+    kept = [records[index] for index in sorted(records)]
+    write_bytes(_record(out, unit), json.dumps({"samples": kept, "rejected": rejected}).encode())
+
+
+def _reasons(filters: Filters | None, drawn: Batch) -> list[str]:
+    """Why each study is rejected; empty for those that pass."""
+    if filters is None:
+        return [""] * len(drawn)
+    with _one_thread():
+        return filters.reasons(drawn)
+
+
+def _written(
+    model: GenerativeModel, plan: Plan, out: Path, index: int, *, image: torch.Tensor, seed: int
+) -> dict[str, Any]:
+    """Write one sample's files; returns its line of the manifest."""
+    mask = None if plan.conditions.mask is None else plan.conditions.mask[index]
+    provenance = Provenance(
+        id=sample_name(index),
+        synthetic=True,
+        source=model.source,
+        seed=seed,
+        condition=condition_of(plan.conditions, index, model.drawn),
+    )
+    files = write_sample(out, sample_name(index), image, mask)
+    return {**asdict(provenance), "index": index, "files": files}
 
 
 def _assemble(
@@ -200,10 +261,23 @@ def _assemble(
 
     if not all(_record(out, k).is_file() for k in range(len(units))):
         return
-    records = [r for k in range(len(units)) for r in json.loads(_record(out, k).read_text())]
+    parts = [json.loads(_record(out, k).read_text()) for k in range(len(units))]
+    records = [record for part in parts for record in part["samples"]]
+    rejected = [line for part in parts for line in part["rejected"]]
+    if "filters" in about:
+        asked = units[-1].stop
+        if not records:
+            raise DataError(
+                f"{out}: the filters let none of {asked} samples pass, at "
+                f"{about['filters']['budget']} draws each. Raise their share, or train longer"
+            )
+        counts = Counter(line["reason"] for line in rejected)
+        about = about | {"asked": asked, "unfilled": asked - len(records), "rejected": dict(counts)}
     schema = model.drawn
     if not any("mask" in record["files"] for record in records):
         schema = replace(schema, mask_classes=())
-    write_tables(out, schema, records, about=about, recipe_yaml=dump_yaml(model.recipe))
+    write_tables(
+        out, schema, records, rejected=rejected, about=about, recipe_yaml=dump_yaml(model.recipe)
+    )
     shutil.rmtree(out / "parts", ignore_errors=True)
     sweep(out)

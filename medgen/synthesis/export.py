@@ -70,6 +70,7 @@ def write_tables(
     schema: Schema,
     records: list[dict[str, Any]],
     *,
+    rejected: list[dict[str, Any]],
     about: Mapping[str, Any],
     recipe_yaml: str,
 ) -> None:
@@ -79,12 +80,14 @@ def write_tables(
         folder: of the dataset.
         schema: of its studies.
         records: one manifest line a sample, in order.
+        rejected: what filters rejected: plan index, seed, reason; written if filters judged.
         about: provenance of the dataset as a whole.
         recipe_yaml: the resolved recipe of the generator.
     """
-    lines = [json.dumps(record, sort_keys=True) for record in records]
-    manifest = ("\n".join(lines) + "\n").encode()
+    manifest = _lines(records)
     write_bytes(folder / "manifest.jsonl", manifest)
+    if "filters" in about:
+        write_bytes(folder / "rejected.jsonl", _lines(rejected))
     write_bytes(folder / "labels.csv", _table(schema, records).encode())
     write_bytes(folder / "recipe.yaml", recipe_yaml.encode())
     write_bytes(folder / "README.md", _readme(schema, records, about).encode())
@@ -96,6 +99,10 @@ def write_tables(
         "synthetic": True,
     }
     write_bytes(folder / "dataset.json", (json.dumps(dataset, indent=2) + "\n").encode())
+
+
+def _lines(records: list[dict[str, Any]]) -> bytes:
+    return "".join(json.dumps(record, sort_keys=True) + "\n" for record in records).encode()
 
 
 def _table(schema: Schema, records: list[dict[str, Any]]) -> str:
@@ -127,7 +134,7 @@ def _readme(schema: Schema, records: list[dict[str, Any]], about: Mapping[str, A
 Every image in this folder is **synthetic**: drawn by a generator, not measured on a person. Use it
 for research and to train models; never for diagnosis, and never in a validation or test set.
 
-- samples: {len(records)}
+- samples: {len(records)}{_filtered(about)}
 - size: {" x ".join(map(str, schema.size))}, {schema.channels} channel(s), 8 bit
 - findings: {findings}
 - generator: recipe `{about["recipe"]}`, checkpoint `{about["checkpoint"]}`
@@ -136,3 +143,14 @@ for research and to train models; never for diagnosis, and never in a validation
 
 `medgen verify` re-draws samples of this folder from their seeds and compares them byte for byte.
 """
+
+
+def _filtered(about: Mapping[str, Any]) -> str:
+    """What the filters did, in words."""
+    if "filters" not in about:
+        return ""
+    reasons = ", ".join(f"{reason} {count}" for reason, count in about["rejected"].items())
+    return (
+        f" of {about['asked']} asked for; draws that filters rejected: {reasons or 'none'} "
+        "(`rejected.jsonl`)"
+    )

@@ -109,15 +109,26 @@ def _drawn_differently(
 ) -> Iterable[str]:
     size = about["micro_batch"]
     plan = _plan(folder, records, model.drawn)
-    for unit in sorted({index // size for index in chosen}):
-        places = range(unit * size, min((unit + 1) * size, len(records)))
-        images = draw_unit(model, plan, places)
-        for index in (i for i in chosen if i in places):
-            mask = None if plan.conditions.mask is None else plan.conditions.mask[index]
+    units: dict[int, list[int]] = {}
+    for row, record in enumerate(records):
+        units.setdefault(record["index"] // size, []).append(row)
+    for rows in units.values():
+        if not set(rows) & set(chosen):
+            continue
+        # A sample depends on its place in its unit; places that filters left empty hold any other.
+        places = {records[row]["index"] % size: row for row in rows}
+        filled = [places.get(place, rows[0]) for place in range(max(places) + 1)]
+        seeds = [plan.seeds[row] for row in filled]
+        images = draw_unit(model, plan.conditions.select(filled), seeds).image
+        assert images is not None
+        for place, row in places.items():
+            if row not in chosen:
+                continue
+            mask = None if plan.conditions.mask is None else plan.conditions.mask[row]
             with tempfile.TemporaryDirectory() as scratch:
-                files = write_sample(Path(scratch), "again", images[index - places.start], mask)
-            if files["image"]["sha256"] != records[index]["files"]["image"]["sha256"]:
-                yield f"{records[index]['id']}: drawn again from its seed, it is another image"
+                files = write_sample(Path(scratch), "again", images[place], mask)
+            if files["image"]["sha256"] != records[row]["files"]["image"]["sha256"]:
+                yield f"{records[row]['id']}: drawn again from its seed, it is another image"
 
 
 def _plan(folder: Path, records: list[dict[str, Any]], schema: Schema) -> Plan:

@@ -1,0 +1,250 @@
+"""Filters that reject samples: each is as strict as it would be with a share of real studies.
+
+A filter gives every sample a score. It learns on real training studies and sets its threshold on
+real validation studies, so that it would reject a stated share of them. What it lets through is
+a changed distribution: evaluate the filtered dataset, not the generator.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medgen import registry
+from medgen.augmentation.tasks import Consumer, task_for, train_consumer
+from medgen.data.splits import by_split, load
+from medgen.errors import DataError
+from medgen.evaluation.features import images_of
+from medgen.evaluation.privacy import nearest, pixel_rows
+from medgen.protocols import Dataset, Filter
+from medgen.registry import register
+from medgen.types import Batch, Schema
+
+Array = NDArray[np.float64]
+DECIMALS = 6
+"""Scores are rounded so, lest a last bit of arithmetic decide."""
+
+
+class CalibratedFilter:
+    """Rejects what scores lower than nearly all real validation studies.
+
+    Args:
+        share: of real validation studies that it would reject.
+
+    Raises:
+        ValueError: the share is not in [0, 1).
+    """
+
+    reason: ClassVar[str]
+
+    def __init__(self, share: float = 0.05) -> None:
+        if not 0 <= share < 1:
+            raise ValueError(f"share: expected a share below 1, got {share}")
+        self.share = share
+        self.threshold = -np.inf
+
+    def fit(self, real: Dataset) -> str:
+        """Learn on training studies, set the threshold on validation studies; returns a digest."""
+        train, validation = (load(by_split(real, name)) for name in ("train", "validation"))
+        self.learn(train, validation, real.schema)
+        scores = self._rounded(validation)
+        known = scores[np.isfinite(scores)]
+        if not len(known):
+            raise DataError(f"no validation study tells the filter '{self.reason}' what is usual")
+        self.threshold = float(np.quantile(known, self.share, method="lower"))
+        return "sha256:" + hashlib.sha256(scores.tobytes()).hexdigest()
+
+    def reasons(self, samples: Batch) -> list[str]:
+        """Why each sample is rejected; empty for those that pass."""
+        return ["" if not s < self.threshold else self.reason for s in self._rounded(samples)]
+
+    def learn(self, train: Batch, validation: Batch, schema: Schema) -> None:
+        """Take what is needed from real studies."""
+        raise NotImplementedError
+
+    def scores(self, batch: Batch) -> Array:
+        """One score a study (b,); NaN passes."""
+        raise NotImplementedError
+
+    def _rounded(self, batch: Batch) -> Array:
+        return np.round(self.scores(batch), DECIMALS)
+
+
+@register("filter", "copies")
+class Copies(CalibratedFilter):
+    """Rejects samples nearer to a training study, also mirrored, than unseen studies are.
+
+    Args:
+        share: of real validation studies that it would reject.
+    """
+
+    reason = "copy of a training study"
+
+    def learn(self, train: Batch, validation: Batch, schema: Schema) -> None:
+        """Keep the training studies."""
+        self.rows = pixel_rows(images_of(train))
+
+    def scores(self, batch: Batch) -> Array:
+        """Distance to the nearest training study, (b,)."""
+        image = images_of(batch)
+        nobody = np.arange(len(self.rows))
+        return nearest(pixel_rows(image), pixel_rows(image.flip(-1)), self.rows, nobody).distance
+
+
+@register("filter", "outliers")
+class Outliers(Copies):
+    """Rejects samples farther from every training study than unseen studies are.
+
+    Args:
+        share: of real validation studies that it would reject.
+    """
+
+    reason = "unlike any training study"
+
+    def scores(self, batch: Batch) -> Array:
+        """Minus the distance to the nearest training study, (b,)."""
+        return -super().scores(batch)
+
+
+@register("filter", "exposure")
+class Exposure(CalibratedFilter):
+    """Rejects samples whose mean or contrast is unusual among training studies.
+
+    Args:
+        share: of real validation studies that it would reject.
+    """
+
+    reason = "unusual intensities"
+
+    def learn(self, train: Batch, validation: Batch, schema: Schema) -> None:
+        """Keep centre and spread of the training studies' means and deviations."""
+        values = _moments(train)
+        self.centre = np.median(values, axis=0)
+        self.spread = np.abs(values - self.centre).mean(axis=0).clip(min=1e-12)
+
+    def scores(self, batch: Batch) -> Array:
+        """Minus the larger of both departures, in mean absolute departures, (b,)."""
+        return -np.abs((_moments(batch) - self.centre) / self.spread).max(axis=1)
+
+
+class _Judged(CalibratedFilter):
+    """Rejects where an independent network, trained on real studies, disagrees.
+
+    Args:
+        share: of real validation studies that it would reject.
+        steps: optimiser steps of the network.
+    """
+
+    task_name: ClassVar[str]
+
+    def __init__(self, share: float = 0.05, steps: int = 300) -> None:
+        super().__init__(share)
+        self.steps = steps
+
+    def learn(self, train: Batch, validation: Batch, schema: Schema) -> None:
+        """Train the network."""
+        task = task_for(self.task_name, schema)
+        held = (images_of(validation), task.targets(validation))
+        self.judge: Consumer = train_consumer(
+            task, images_of(train), task.targets(train), steps=self.steps, validation=held
+        )
+
+
+@register("filter", "findings")
+class Findings(_Judged):
+    """Rejects samples in which a classifier does not see the findings that were asked for.
+
+    Args:
+        share: of real validation studies that it would reject.
+        steps: optimiser steps of the classifier.
+    """
+
+    reason = "findings not seen"
+    task_name = "classification"
+
+    def scores(self, batch: Batch) -> Array:
+        """Probability of the least probable finding asked for, (b,); NaN where none was."""
+        truth = self.judge.task.targets(batch)
+        probable = self.judge.scores(images_of(batch), truth)
+        asked = truth.numpy()
+        agrees = np.where(asked == 1, probable, 1 - probable)
+        agrees = np.where(asked >= 0, agrees, np.inf).min(axis=1)
+        return np.where(np.isfinite(agrees), agrees, np.nan)
+
+
+@register("filter", "masks")
+class Masks(_Judged):
+    """Rejects samples in which a segmenter does not find the mask that was asked for.
+
+    Args:
+        share: of real validation studies that it would reject.
+        steps: optimiser steps of the segmenter.
+    """
+
+    reason = "mask not followed"
+    task_name = "segmentation"
+
+    def scores(self, batch: Batch) -> Array:
+        """Mean Dice over the structures asked for, (b,); NaN where none was."""
+        each = self.judge.scores(images_of(batch), self.judge.task.targets(batch))
+        known = np.isfinite(each)
+        total = np.where(known, each, 0).sum(axis=1)
+        return np.where(known.any(axis=1), total / known.sum(axis=1).clip(min=1), np.nan)
+
+
+@dataclass(frozen=True)
+class Filters:
+    """What rejects samples.
+
+    Args:
+        filters: fitted on real studies.
+        sections: of the recipe, one a filter.
+        digests: of what the filters learned.
+        budget: how often a sample may be drawn.
+
+    Raises:
+        ValueError: the budget is below 1.
+    """
+
+    filters: Sequence[Filter]
+    sections: Sequence[Mapping[str, Any]]
+    digests: Sequence[str]
+    budget: int = 5
+
+    def __post_init__(self) -> None:
+        if self.budget < 1:
+            raise ValueError(f"budget: expected 1 draw or more, got {self.budget}")
+
+    @classmethod
+    def fitted(cls, recipe: Mapping[str, Any], real: Dataset) -> Filters:
+        """The filters of a recipe's sections, fitted on real studies of all splits."""
+        sections = recipe["filters"]
+        filters: list[Filter] = [
+            registry.build("filter", each["type"], {k: v for k, v in each.items() if k != "type"})
+            for each in sections
+        ]
+        digests = [each.fit(real) for each in filters]
+        return cls(filters, sections, digests, recipe["sample"]["budget"])
+
+    def reasons(self, drawn: Batch) -> list[str]:
+        """Why each study is rejected, by the first filter that does; empty for those that pass."""
+        verdicts = [each.reasons(drawn) for each in self.filters]
+        return [next((text for text in row if text), "") for row in zip(*verdicts, strict=True)]
+
+    def about(self) -> dict[str, Any]:
+        """Plain values that tell one set of filters from another."""
+        pairs = zip(self.sections, self.digests, strict=True)
+        return {
+            "budget": self.budget,
+            "filters": [{**section, "digest": digest} for section, digest in pairs],
+        }
+
+
+def _moments(batch: Batch) -> Array:
+    flat = images_of(batch).flatten(1).double()
+    return np.stack([flat.mean(dim=1).numpy(), flat.std(dim=1).numpy()], axis=1)

@@ -1,0 +1,169 @@
+"""Filters: as strict as stated on real studies, blind to no planted fault, exactly once."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from toy_studies import discs
+
+from medgen.assembly import from_pretrained
+from medgen.cli.main import cli
+from medgen.data.splits import by_split, load
+from medgen.data.synthetic import SyntheticDataset
+from medgen.errors import DataError, RecipeError
+from medgen.recipe import load_recipe
+from medgen.registry import build, names
+from medgen.synthesis.draw import synthesize
+from medgen.synthesis.filters import Filters
+from medgen.synthesis.plan import plan
+from medgen.synthesis.verify import verify
+
+REAL = discs(800, noise=0.3)
+FRESH = discs(300, seed=1, noise=0.3).batch
+
+
+def swapped(batch):
+    return replace(batch, label=1 - batch.label)
+
+
+def other_masks(batch):
+    return replace(batch, mask=batch.mask.flip(1))
+
+
+def brighter(batch):
+    return replace(batch, image=batch.image + 0.8)
+
+
+def static(batch):
+    return replace(batch, image=torch.rand(batch.image.shape) * 2 - 1)
+
+
+def copied(batch):
+    train = load(by_split(REAL, "train")).image[: len(batch)]
+    return replace(batch, image=(0.9 * train + 0.05).flip(-1))
+
+
+FAULTS = {
+    "findings": swapped,
+    "masks": other_masks,
+    "exposure": brighter,
+    "outliers": static,
+    "copies": copied,
+}
+
+
+@pytest.fixture(scope="module", params=sorted(FAULTS))
+def fitted(request):
+    settings = {"steps": 120} if request.param in ("findings", "masks") else {}
+    judge = build("filter", request.param, {"share": 0.1, **settings})
+    judge.fit(REAL)
+    return request.param, judge
+
+
+def test_every_filter_has_its_fault():
+    assert sorted(FAULTS) == names("filter")
+
+
+def test_unseen_real_studies_pass_as_often_as_stated(fitted):
+    _, judge = fitted
+    rejected = np.mean([bool(reason) for reason in judge.reasons(FRESH)])
+    assert 0.02 < rejected < 0.25
+
+
+def test_planted_faults_are_rejected(fitted):
+    name, judge = fitted
+    torch.manual_seed(0)
+    reasons = judge.reasons(FAULTS[name](FRESH))
+    assert np.mean([reason == judge.reason for reason in reasons]) > 0.9
+
+
+def test_what_was_not_asked_for_is_not_judged():
+    judge = build("filter", "findings", {"steps": 2})
+    judge.fit(REAL)
+    unknown = replace(FRESH, label=torch.full_like(FRESH.label, -1))
+    assert set(judge.reasons(unknown)) == {""}
+
+
+class Dark:
+    """Rejects images that are bright on the whole."""
+
+    def fit(self, real):
+        return "none"
+
+    def reasons(self, samples):
+        return ["bright" * bool(image.mean() > self.limit) for image in samples.image]
+
+
+@pytest.fixture(scope="module")
+def factory(trained):
+    model = from_pretrained(trained)
+
+    def draw(out, limit, count=10, **options):
+        judge = Dark()
+        judge.limit = limit
+        filters = Filters([judge], [{"type": "dark"}], ["none"], budget=3)
+        return synthesize(
+            model, plan(model, count=count), out, filters=filters, **{"workers": 1, **options}
+        ).folder
+
+    draw.model = model
+    return draw
+
+
+@pytest.fixture(scope="module")
+def means(factory, tmp_path_factory):
+    """Means of ten samples, none rejected."""
+    out = factory(tmp_path_factory.mktemp("all") / "data", np.inf)
+    return load(SyntheticDataset(out)).image.mean(dim=(1, 2, 3))
+
+
+def test_rejected_samples_are_drawn_again_and_nothing_is_padded(factory, means, tmp_path, digests):
+    limit = float(means.median())
+    out = factory(tmp_path / "data", limit)
+    about = json.loads((out / "dataset.json").read_text())
+    lines = [json.loads(line) for line in (out / "rejected.jsonl").read_text().splitlines()]
+    records = [json.loads(line) for line in (out / "manifest.jsonl").read_text().splitlines()]
+    assert about["asked"] == 10
+    assert about["unfilled"] == 10 - len(records)
+    assert about["rejected"] == {"bright": len(lines)}
+    assert len(lines) >= 4
+    assert {len({x["seed"] for x in lines if x["index"] == i}) for i in range(10)} <= {0, 1, 2, 3}
+    drawn = load(SyntheticDataset(out))
+    assert (drawn.image.mean(dim=(1, 2, 3)) <= limit + 0.01).all()
+    assert len(drawn) == len(records)
+    again = sum(record["seed"] in {x["seed"] for x in lines} for record in records)
+    assert again == 0
+    assert verify(out, factory.model, count=10).problems == ()
+    whole = digests(out)
+    assert digests(factory(tmp_path / "workers", limit, workers=2)) == whole
+    factory(tmp_path / "shards", limit, shard=(1, 2))
+    assert digests(factory(tmp_path / "shards", limit, shard=(0, 2))) == whole
+
+
+def test_filters_that_let_nothing_pass_say_so(factory, tmp_path):
+    with pytest.raises(DataError, match="let none of 4 samples pass, at 3 draws each"):
+        factory(tmp_path / "none", -np.inf, count=4)
+
+
+def test_filters_of_a_recipe_and_of_the_command_line(trained, simulated_folder, tmp_path):
+    chosen = "filters=[{type: copies, share: 0.5}, {type: exposure}]"
+    recipe = load_recipe("cxr/quickstart", [chosen])
+    assert [each["type"] for each in recipe.sections["filters"]] == ["copies", "exposure"]
+    with pytest.raises(RecipeError, match="Did you mean 'copies'"):
+        load_recipe("cxr/quickstart", ["filters=[{type: copys}]"])
+    folder = "data={type: folder, size: [32, 32], findings: [cardiomegaly, effusion]}"
+    out = tmp_path / "drawn"
+    asked = ["sample", str(trained), "--out", str(out), "--count", "6", "--set", chosen]
+    done = CliRunner().invoke(cli, asked)
+    assert done.exit_code == 2
+    assert "--real" in done.output
+    changed = ["--real", str(simulated_folder), "--set", folder, "--set", "sample.budget=40"]
+    loose = ["--set", "filters=[{type: copies, share: 0}]"]
+    done = CliRunner().invoke(cli, [*asked[:-2], *changed, *loose])
+    assert done.exit_code == 0, done.output
+    about = json.loads((out / "dataset.json").read_text())
+    assert about["filters"]["budget"] == 40
+    assert about["filters"]["filters"][0]["type"] == "copies"
