@@ -46,7 +46,9 @@ class Intensity(FeatureMetric):
     def __init__(self, count: int | None = None) -> None:
         super().__init__(count, "histogram")
 
-    def between(self, real: Features, other: Features, train: Array) -> dict[str, Estimate]:
+    def between(
+        self, real: Features, other: Features, train: Callable[[], Array]
+    ) -> dict[str, Estimate]:
         """The distance of two sets."""
         return {"intensity_distance": _estimate(intensity_distance, real, other, "of the range")}
 
@@ -62,7 +64,9 @@ class Spectrum(FeatureMetric):
     def __init__(self, count: int | None = None) -> None:
         super().__init__(count, "spectrum")
 
-    def between(self, real: Features, other: Features, train: Array) -> dict[str, Estimate]:
+    def between(
+        self, real: Features, other: Features, train: Callable[[], Array]
+    ) -> dict[str, Estimate]:
         """The distance of two sets."""
         return {"spectrum_distance": _estimate(spectrum_distance, real, other, "dB")}
 

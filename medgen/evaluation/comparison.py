@@ -157,24 +157,23 @@ class Comparison:
         return self._features[key]
 
     def equal_features(self, which: str, name: str | None = None) -> tuple[Array, list[str]]:
-        """Features of `equal` studies and their patients.
+        """Features of `equal` studies and their patients; no others are worked out.
 
         Args:
             which: "heldout", "synthetic", or "second": the training half that the extractor
                 never saw.
             name: of the extractor.
         """
-        if which == "second":
-            rows, patients = self.features("train", name), self.train.patients
-            candidates = self._halves[1]
-        else:
-            rows, side = self.features(which, name), getattr(self, which)
-            patients, candidates = side.patients, list(range(len(side)))
-        order = np.random.default_rng(derive(self.seed, "equal", which)).permutation(
-            len(candidates)
-        )
-        chosen = [candidates[i] for i in order[: self.equal]]
-        return rows[chosen], [patients[i] for i in chosen]
+        side: Side = self.unseen_members if which == "second" else getattr(self, which)
+        seed = derive(self.seed, "equal", which)
+        order = np.random.default_rng(seed).permutation(len(side))[: self.equal].tolist()
+        extractor, whole = name or self.extractor_name, (name or self.extractor_name, which)
+        if whole in self._features:
+            return self._features[whole][order], [side.patients[i] for i in order]
+        chosen, key = side.select(order), (extractor, f"equal {which}")
+        if key not in self._features:
+            self._features[key] = self.extractor(name).features(images_of(chosen.batch))
+        return self._features[key], list(chosen.patients)
 
     def consumer(self, task_name: str, steps: int) -> Consumer:
         """An independent classifier or segmenter, trained once on all real training studies."""

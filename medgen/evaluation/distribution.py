@@ -159,9 +159,11 @@ class Frechet(FeatureMetric):
         kept = f", at most {AXES} principal axes of real training features"
         return {name: replace(e, extractor=e.extractor + kept) for name, e in found.items()}
 
-    def between(self, real: Features, other: Features, train: Array) -> dict[str, Estimate]:
+    def between(
+        self, real: Features, other: Features, train: Callable[[], Array]
+    ) -> dict[str, Estimate]:
         """The distance of two sets."""
-        mean, axes = principal_axes(train, AXES)
+        mean, axes = principal_axes(train(), AXES)
         a, b = real.map(lambda x: (x - mean) @ axes), other.map(lambda x: (x - mean) @ axes)
         few = len(a.rows)
         biased = f"biased upward at {few} studies: compare with the floor only"
@@ -190,11 +192,13 @@ class _KernelMetric(FeatureMetric):
 
     name = ""
 
-    def kernel(self, train: Array) -> Kernel:
+    def kernel(self, train: Callable[[], Array]) -> Kernel:
         """The kernel, which may be fitted on real training features."""
         raise NotImplementedError
 
-    def between(self, real: Features, other: Features, train: Array) -> dict[str, Estimate]:
+    def between(
+        self, real: Features, other: Features, train: Callable[[], Array]
+    ) -> dict[str, Estimate]:
         """The distance of two sets."""
         kernels = _kernels(real.rows, other.rows, self.kernel(train))
         in_a, in_b = np.zeros((DRAWS, len(real.rows))), np.zeros((DRAWS, len(other.rows)))
@@ -210,7 +214,7 @@ class Kid(_KernelMetric):
 
     name = "kid"
 
-    def kernel(self, train: Array) -> Kernel:
+    def kernel(self, train: Callable[[], Array]) -> Kernel:
         """(x.y / d + 1)^3."""
         return _cubic
 
@@ -221,6 +225,6 @@ class Mmd(_KernelMetric):
 
     name = "mmd"
 
-    def kernel(self, train: Array) -> Kernel:
+    def kernel(self, train: Callable[[], Array]) -> Kernel:
         """A Gaussian of the median distance between real training features."""
-        return _gaussian(median_distance(train))
+        return _gaussian(median_distance(train()))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -69,7 +71,9 @@ class Prdc(FeatureMetric):
         super().__init__(count, extractor)
         self.k = k
 
-    def between(self, real: Features, other: Features, train: Array) -> dict[str, Estimate]:
+    def between(
+        self, real: Features, other: Features, train: Callable[[], Array]
+    ) -> dict[str, Estimate]:
         """The four shares of two sets."""
         near_a, near_b = distances(real.rows, real.rows), distances(other.rows, other.rows)
         across = distances(real.rows, other.rows)
@@ -92,9 +96,11 @@ class Vendi(FeatureMetric):
     Features are first centred on the real training studies: raw ones all point the same way.
     """
 
-    def between(self, real: Features, other: Features, train: Array) -> dict[str, Estimate]:
+    def between(
+        self, real: Features, other: Features, train: Callable[[], Array]
+    ) -> dict[str, Estimate]:
         """The ratio of the Vendi scores of two sets."""
-        mean = train.mean(axis=0)
+        mean = train().mean(axis=0)
         a, b = real.rows - mean, other.rows - mean
         draws = [vendi(b[j]) / vendi(a[i]) for i, j in half_pairs(real, other)]
         value = vendi(b) / vendi(a)

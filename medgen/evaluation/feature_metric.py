@@ -61,15 +61,20 @@ class FeatureMetric:
             sides.append(Features(rows[: self.count], patients[: self.count]))
         held, drawn, other = sides
         name = comparison.extractor(self.extractor).name
-        train = comparison.features("train", self.extractor)
+
+        def train() -> Array:
+            return comparison.features("train", self.extractor)
+
         found, floors = (
             {key: replace(e, extractor=name) for key, e in self.between(held, b, train).items()}
             for b in (drawn, other)
         )
         return {key: replace(e, floor=floors[key]) for key, e in found.items()}
 
-    def between(self, real: Features, other: Features, train: Array) -> dict[str, Estimate]:
-        """The estimates of two sets of equal number; `train` are real training features (t d)."""
+    def between(
+        self, real: Features, other: Features, train: Callable[[], Array]
+    ) -> dict[str, Estimate]:
+        """The estimates of two sets of equal number; `train` works out training features (t d)."""
         raise NotImplementedError
 
 
