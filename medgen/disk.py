@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import platform
+import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -38,6 +40,29 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     finally:
         with suppress(OSError):
             temporary.unlink()
+
+
+@contextmanager
+def building(folder: Path) -> Iterator[Path]:
+    """A folder that becomes `folder` only when all that is written into it is whole.
+
+    Raises:
+        OutputError: `folder` holds something, is unwritable or full.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise OutputError(f"{folder}: is not an empty folder; choose another with --out")
+    unfinished: Path | None = None
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+        yield unfinished
+        unfinished.chmod(0o755)
+        unfinished.replace(folder)
+    except OSError as error:
+        raise unwritable(folder, error) from error
+    finally:
+        if unfinished is not None:
+            shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def sweep(folder: Path) -> None:

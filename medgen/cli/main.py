@@ -15,6 +15,7 @@ COMMANDS = {
     "train": ("medgen.cli.run:train", "Train a generator or a codec from a recipe."),
     "sample": ("medgen.cli.sample:sample", "Draw a synthetic labelled dataset from a checkpoint."),
     "verify": ("medgen.cli.sample:verify", "Check a synthetic dataset; draw some of it again."),
+    "export": ("medgen.cli.export:export", "Write a synthetic dataset as DICOM or for nnU-Net."),
     "evaluate": ("medgen.cli.evidence:evaluate", "Compare synthetic studies with real ones."),
     "prove": ("medgen.cli.evidence:prove", "Does synthetic data help a classifier or segmenter?"),
     "compare": ("medgen.cli.evidence:compare", "Set the results of several runs side by side."),

@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import csv
 import io
-import os
-import shutil
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from medgen.data.files import write_png
-from medgen.disk import write_bytes
-from medgen.errors import OutputError
+from medgen.disk import building, write_bytes
 from medgen.protocols import Dataset
 from medgen.types import Batch, Schema
 
@@ -32,30 +28,13 @@ def write_folder(
         OutputError: the folder holds something, is unwritable or full.
     """
     out = Path(out)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise OutputError(f"{out}: is not an empty folder; choose another with --out.")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
-    except OSError as error:
-        raise OutputError(f"cannot write {out}: {error.strerror or error}.") from error
-    try:
-        (unfinished / "images").mkdir()
-        (unfinished / "masks").mkdir()
+    with building(out) as unfinished:
         rows = []
         for index in range(len(dataset)):
             rows.append(_write_study(unfinished, dataset, index))
             if progress is not None:
                 progress(index + 1, len(dataset))
-        if not any("mask" in row for row in rows):
-            (unfinished / "masks").rmdir()
         write_bytes(unfinished / "table.csv", _table(rows).encode())
-        os.chmod(unfinished, 0o755)
-        os.replace(unfinished, out)
-    except OSError as error:
-        raise OutputError(f"cannot write {out}: {error.strerror or error}.") from error
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
     return out
 
 

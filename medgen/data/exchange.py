@@ -1,0 +1,216 @@
+"""Synthetic studies in the formats of other tools: DICOM files, a dataset for nnU-Net."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from medgen.data.files import write_png
+from medgen.disk import building, write_bytes
+from medgen.errors import DataError
+from medgen.protocols import Dataset
+from medgen.rng import derive
+from medgen.types import Provenance
+
+SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
+EXPLICIT_LITTLE_ENDIAN = "1.2.840.10008.1.2.1"
+FOLDS = 5
+Progress = Callable[[int, int], None]
+
+
+def write_dicom(dataset: Dataset, out: Path, *, progress: Progress | None = None) -> Path:
+    """Write synthetic studies as DICOM secondary captures that say they are synthetic.
+
+    Every attribute is made here, none is copied: identifiers are those of the samples, unique
+    identifiers follow from the checkpoint and the seed, so the same dataset gives the same bytes.
+
+    Args:
+        dataset: 2-D grayscale studies with synthetic provenance.
+        out: a new or empty folder; receives ID.dcm files.
+        progress: called with (studies written, studies in all).
+
+    Raises:
+        DataError: a study is not synthetic, or not 2-D grayscale.
+        OutputError: the folder holds something, is unwritable or full.
+
+    Source: DICOM PS3.3 C.12.1.1 (Synthetic Data, 0008,001C), A.8.1 (secondary capture).
+    """
+    with building(out) as folder:
+        for index, study in enumerate(dataset.studies):
+            item = dataset[index]
+            origin = _synthetic(item.provenance, study.id)
+            if item.image is None or item.image.shape[1] != 1 or item.image.ndim != 4:
+                raise DataError(f"study '{study.id}': DICOM export takes 2-D grayscale images")
+            pixels = _grey_levels(item.image[0])
+            written = _secondary_capture(pixels[0], origin, index + 1)
+            with (folder / f"{study.id}.dcm").open("wb") as file:
+                written.save_as(file, enforce_file_format=True)
+            if progress is not None:
+                progress(index + 1, len(dataset))
+    return out
+
+
+def write_nnunet(
+    train: Dataset,
+    test: Dataset,
+    synthetic: Dataset,
+    out: Path,
+    *,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Path:
+    """Write real and synthetic studies as one dataset for nnU-Net, the synthetic ones train-only.
+
+    `splits_final.json` holds five folds by patient of the real studies; every synthetic case is in
+    the training part of all of them and in no validation part. Copy it to the preprocessed
+    dataset's folder before training. Identifiers are fresh.
+
+    Args:
+        train: real studies with masks, those that nnU-Net may use.
+        test: real studies with masks, held out.
+        synthetic: studies with masks and synthetic provenance.
+        out: the dataset's folder, such as nnUNet_raw/Dataset501_Lungs; new or empty.
+        seed: deals patients to folds.
+        progress: called with (cases written, cases in all).
+
+    Raises:
+        DataError: studies lack masks, their classes differ, a study is in the wrong place, or there
+            are too few patients.
+        OutputError: the folder holds something, is unwritable or full.
+
+    Source: Isensee et al. 2021, doi 10.1038/s41592-020-01008-z; its dataset format, version 2.
+    """
+    classes = train.schema.mask_classes
+    if not classes or synthetic.schema.mask_classes != classes:
+        raise DataError(
+            f"nnU-Net needs masks of the same classes: real studies have {classes}, synthetic "
+            f"ones {synthetic.schema.mask_classes}"
+        )
+    total = len(train) + len(test) + len(synthetic)
+    done = 0
+    with building(out) as folder:
+        cases: dict[str, list[str]] = {}
+        for kind, dataset, place in (
+            ("real", train, "Tr"), ("synthetic", synthetic, "Tr"), ("test", test, "Ts")
+        ):  # fmt: skip
+            cases[kind] = [f"{kind}_{index:05d}" for index in range(len(dataset))]
+            for index, case in enumerate(cases[kind]):
+                _write_case(folder, dataset, index, case=case, place=place)
+                done += 1
+                if progress is not None:
+                    progress(done, total)
+        folds = _folds([study.patient for study in train.studies], cases["real"], seed)
+        splits = [{"train": t + cases["synthetic"], "val": v} for t, v in folds]
+        _verify(splits, set(cases["synthetic"]))
+        about = {
+            "channel_names": {str(k): f"channel {k}" for k in range(train.schema.channels)},
+            "labels": {name: value for value, name in enumerate(classes)},
+            "numTraining": len(cases["real"]) + len(cases["synthetic"]),
+            "file_ending": ".png",
+        }
+        for name, value in (("dataset.json", about), ("splits_final.json", splits)):
+            write_bytes(folder / name, (json.dumps(value, indent=1) + "\n").encode())
+    return out
+
+
+def _write_case(folder: Path, dataset: Dataset, index: int, *, case: str, place: str) -> None:
+    item, name = dataset[index], dataset.studies[index].id
+    if case.startswith("synthetic"):
+        _synthetic(item.provenance, name)
+    elif item.provenance and item.provenance[0].synthetic:
+        raise DataError(f"study '{name}' is synthetic and stands among the real ones")
+    if item.image is None or item.mask is None:
+        raise DataError(f"study '{name}': nnU-Net needs an image and a mask")
+    for channel, pixels in enumerate(_grey_levels(item.image[0])):
+        write_png(folder / f"images{place}" / f"{case}_{channel:04d}.png", pixels)
+    write_png(folder / f"labels{place}" / f"{case}.png", item.mask[0].clamp(min=0).numpy())
+
+
+def _folds(
+    patients: Sequence[str], cases: Sequence[str], seed: int
+) -> list[tuple[list[str], list[str]]]:
+    """Training and validation cases of every fold; the cases of a patient stay together."""
+    names = sorted(set(patients))
+    if len(names) < FOLDS:
+        raise DataError(f"{FOLDS} folds need as many patients, got {len(names)}")
+    order = np.random.default_rng(derive(seed, "folds")).permutation(len(names))
+    fold = {names[i]: place % FOLDS for place, i in enumerate(order)}
+    pairs = list(zip(cases, patients, strict=True))
+    return [
+        ([c for c, p in pairs if fold[p] != k], [c for c, p in pairs if fold[p] == k])
+        for k in range(FOLDS)
+    ]
+
+
+def _verify(splits: Sequence[dict[str, list[str]]], synthetic: set[str]) -> None:
+    for split in splits:
+        if synthetic & set(split["val"]) or set(split["train"]) & set(split["val"]):
+            raise DataError("a synthetic or training case stands in a validation fold")
+
+
+def _synthetic(provenance: Sequence[Provenance] | None, name: str) -> Provenance:
+    if not provenance or not provenance[0].synthetic:
+        raise DataError(f"study '{name}' has no synthetic provenance; only such can be exported")
+    return provenance[0]
+
+
+def _grey_levels(image: torch.Tensor) -> NDArray[np.uint8]:
+    """An image (c h w) in [-1, 1] as 8-bit grey levels."""
+    return ((image.clamp(-1, 1) + 1) * 127.5).round().numpy().astype(np.uint8)
+
+
+def _secondary_capture(pixels: NDArray[np.uint8], origin: Provenance, number: int) -> Any:
+    from pydicom.dataset import Dataset as Elements
+    from pydicom.dataset import FileMetaDataset
+    from pydicom.uid import UID
+
+    from medgen import __version__
+
+    def identifier(*parts: object) -> UID:
+        name = "/".join(str(part) for part in ("medgen", origin.source, *parts))
+        return UID(f"2.25.{uuid.uuid5(uuid.NAMESPACE_OID, name).int}")
+
+    purpose = Elements()
+    purpose.CodeValue, purpose.CodingSchemeDesignator = "109102", "DCM"
+    purpose.CodeMeaning = "Processing Equipment"
+    equipment = Elements()
+    equipment.Manufacturer, equipment.SoftwareVersions = "medgen", __version__
+    equipment.PurposeOfReferenceCodeSequence = [purpose]
+
+    meta = FileMetaDataset()
+    meta.MediaStorageSOPClassUID = UID(SECONDARY_CAPTURE)
+    meta.MediaStorageSOPInstanceUID = identifier("instance", origin.id, origin.seed)
+    meta.TransferSyntaxUID = UID(EXPLICIT_LITTLE_ENDIAN)
+    meta.ImplementationClassUID = identifier("implementation")
+
+    made = Elements()
+    made.file_meta = meta
+    made.SOPClassUID = meta.MediaStorageSOPClassUID
+    made.SOPInstanceUID = meta.MediaStorageSOPInstanceUID
+    made.SyntheticData = "YES"
+    made.ImageType = ["DERIVED", "SECONDARY"]
+    made.DerivationDescription = f"Drawn by a generative model: {origin.source}, seed {origin.seed}"
+    made.ContributingEquipmentSequence = [equipment]
+    made.ConversionType = "SYN"
+    made.Modality = "OT"
+    made.PatientName, made.PatientID = f"SYNTHETIC^{origin.id}", origin.id
+    made.StudyInstanceUID = identifier("study", origin.id, origin.seed)
+    made.SeriesInstanceUID = identifier("series", origin.id, origin.seed)
+    for name in ("PatientBirthDate", "PatientSex", "StudyDate", "StudyTime", "StudyID"):
+        setattr(made, name, "")
+    made.ReferringPhysicianName = made.AccessionNumber = ""
+    made.SeriesNumber, made.InstanceNumber = 1, number
+    made.SamplesPerPixel, made.PhotometricInterpretation = 1, "MONOCHROME2"
+    made.Rows, made.Columns = pixels.shape
+    made.BitsAllocated = made.BitsStored = 8
+    made.HighBit, made.PixelRepresentation = 7, 0
+    made.BurnedInAnnotation = "NO"
+    made.PixelData = pixels.tobytes() + b"\0" * (pixels.size % 2)
+    return made
