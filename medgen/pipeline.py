@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
 
 from medgen.assembly import (
     build_codec,
@@ -225,7 +224,7 @@ class Run:
         codec = self._fresh_codec()
         if not isinstance(codec, Autoencoder):
             raise RecipeError(f"codec '{section['type']}' has no weights to train; remove `train`")
-        train_codec(
+        result = train_codec(
             codec,
             self.split("train"),
             self.split("validation"),
@@ -237,29 +236,24 @@ class Run:
             device=self.device,
             progress=self.shows_progress,
         )
+        for problem in result.health.problems:
+            self.say(f"No generator may train on this codec: {problem}")
         return codec.cpu().eval()
 
     def _codec(self) -> Codec:
         """The recipe's codec, ready to train a generator on."""
-        from medgen.codecs.health import check_health
+        from medgen.training.codec import codec_health, fit_codec
 
-        section = self.recipe.sections["codec"]
+        section, validation = self.recipe.sections["codec"], self.split("validation")
         if "checkpoint" in section:
             codec = load_codec(section["checkpoint"])
         elif "train" in section:
             codec = self._train_codec(self.out / "codec")
         else:
             codec = self._fresh_codec()
-            codec.fit(self._images("train", 2_000))
-        check_health(codec, self._images("validation", 256)).require()
+            fit_codec(codec, self.split("train"))
+        codec_health(codec, validation).require()
         return codec
-
-    def _images(self, split: str, most: int) -> Tensor:
-        """Some images of a split, in their order."""
-        part = self.split(split)
-        image = load(part, range(min(len(part), most))).image
-        assert image is not None
-        return image
 
     def _train_generator(self) -> None:
         if (self.out / WEIGHTS).is_file():

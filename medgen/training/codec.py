@@ -14,7 +14,6 @@ from medgen.checkpoint import WEIGHTS, content_digest, write_weights
 from medgen.codecs.autoencoder import Autoencoder
 from medgen.codecs.health import Health, check_health
 from medgen.codecs.losses import CodecLosses
-from medgen.codecs.pixels import Pixels
 from medgen.disk import replacing
 from medgen.errors import DataError, RecipeError
 from medgen.protocols import Codec, Dataset
@@ -111,7 +110,8 @@ def train_codec(
     resumed = loop.run(progress)
     learner.average.copy_to_parameters()
     codec.requires_grad_(False)
-    health = fit_codec(codec, train, validation)
+    fit_codec(codec, train)
+    health = codec_health(codec, validation)
     digest = content_digest(codec.state_dict())
     if loop.first:
         write_weights(out / WEIGHTS, codec.state_dict(), metadata or {})
@@ -127,18 +127,19 @@ def train_codec(
     )
 
 
-def fit_codec(codec: Autoencoder | Pixels, train: Dataset, validation: Dataset) -> Health:
-    """Measure a codec's shift and scale on training studies, and its health on held-out ones.
-
-    All that a codec without training needs.
+def fit_codec(codec: Codec, train: Dataset) -> None:
+    """Measure a codec's shift and scale on training studies: all that one without training needs.
 
     Args:
         codec: left fitted, in evaluation mode.
         train: training studies; 2048 of them, evenly spread, are looked at.
-        validation: held-out studies; 256 of them are looked at.
     """
     codec.eval()
     codec.fit(images_of(train, spread(len(train), FIT_STUDIES)))
+
+
+def codec_health(codec: Codec, validation: Dataset) -> Health:
+    """The health of a codec on held-out studies; 256 of them, evenly spread, are looked at."""
     return check_health(codec, images_of(validation, spread(len(validation), HEALTH_STUDIES)))
 
 
