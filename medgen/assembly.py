@@ -26,7 +26,7 @@ from medgen.checkpoint import (
 )
 from medgen.conditioners.joint import JointConditioner
 from medgen.disk import write_bytes
-from medgen.document import Document
+from medgen.document import Document, dump_yaml
 from medgen.errors import CheckpointError, DataError, OutputError, RecipeError
 from medgen.model import GenerativeModel
 from medgen.protocols import Codec, Dataset
@@ -219,10 +219,14 @@ def checkpoint_metadata(
     """
     from medgen import __version__
 
+    sections = recipe.sections
+    if start:
+        # The path of this machine says nothing to others; the digest does.
+        sections = {**sections, "train": {**sections["train"], "init_from": start}}
     started = {"start": start} if start else {}
     return started | {
         "kind": kind,
-        "recipe": json.dumps(recipe.sections),
+        "recipe": json.dumps(sections),
         "recipe_digest": recipe.digest,
         "schema": json.dumps(asdict(schema)),
         "statistics": json.dumps(statistics),
@@ -256,9 +260,9 @@ def export_checkpoint(run: str | Path, out: Path, *, half: bool = False) -> str:
             name: tensor.half() if tensor.is_floating_point() and tensor.ndim else tensor
             for name, tensor in state.items()
         }
-    for name in (RECIPE, CARD):
-        if (folder / name).is_file():
-            write_bytes(out / name, (folder / name).read_bytes())
+    if (folder / CARD).is_file():
+        write_bytes(out / CARD, (folder / CARD).read_bytes())
+    write_bytes(out / RECIPE, dump_yaml(json.loads(metadata["recipe"])).encode())
     return write_weights(out / WEIGHTS, state, metadata)
 
 

@@ -87,6 +87,7 @@ def test_a_generator_starts_from_another_and_may_gain_a_condition(trained, tmp_p
     for name in old.keys() - {grown}:
         torch.testing.assert_close(new[name], old[name], atol=1e-6, rtol=0)
     assert read_metadata(out)["start"] == read_metadata(trained)["digest"]
+    assert str(trained) not in read_metadata(out)["recipe"]
 
 
 def test_a_generator_does_not_start_from_just_anything(trained, tmp_path):
