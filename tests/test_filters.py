@@ -13,7 +13,7 @@ from medgen.assembly import from_pretrained
 from medgen.cli.main import cli
 from medgen.data.splits import by_split, load
 from medgen.data.synthetic import SyntheticDataset
-from medgen.errors import DataError, RecipeError
+from medgen.errors import DataError, OutputError, RecipeError
 from medgen.recipe import load_recipe
 from medgen.registry import build, names
 from medgen.synthesis.draw import synthesize
@@ -141,6 +141,15 @@ def test_rejected_samples_are_drawn_again_and_nothing_is_padded(factory, means, 
     assert digests(factory(tmp_path / "workers", limit, workers=2)) == whole
     factory(tmp_path / "shards", limit, shard=(1, 2))
     assert digests(factory(tmp_path / "shards", limit, shard=(0, 2))) == whole
+
+
+def test_a_filtered_dataset_is_not_taken_for_an_unfiltered_one(factory, tmp_path):
+    out = factory(tmp_path / "data", np.inf, count=4)
+    with pytest.raises(OutputError, match="another filters"):
+        synthesize(factory.model, plan(factory.model, count=4), out, workers=1)
+    plain = synthesize(factory.model, plan(factory.model, count=4), tmp_path / "plain", workers=1)
+    with pytest.raises(OutputError, match="another filters"):
+        factory(plain.folder, np.inf, count=4)
 
 
 def test_filters_that_let_nothing_pass_say_so(factory, tmp_path):

@@ -158,7 +158,8 @@ def _claim(out: Path, about: dict[str, Any]) -> bool:
     for file in (complete, begun):
         if file.is_file():
             held = json.loads(file.read_text())
-            changed = [key for key, value in about.items() if held.get(key) != value]
+            named = (*about, "filters")  # absent where nothing was filtered
+            changed = [key for key in dict.fromkeys(named) if held.get(key) != about.get(key)]
             if changed:
                 raise OutputError(
                     f"{out}: holds a dataset drawn with another {', '.join(changed)}; "
