@@ -98,7 +98,6 @@ def train_generator(
         CheckpointError: every saved state is damaged.
     """
     begin = time.monotonic()
-    out = Path(out)
     check_settings(settings)
     _check_data(train, validation, settings)
     learner = Learner(model, settings, device=device, snapshots=out / "averages")
