@@ -12,7 +12,7 @@ from medgen.augmentation.intervals import patient_weights, percentile_interval
 from medgen.augmentation.scores import auroc
 from medgen.evaluation.comparison import Comparison, Side
 from medgen.evaluation.features import images_of
-from medgen.evaluation.privacy import nearest, pixel_rows
+from medgen.evaluation.privacy import nearest_distance, pixel_rows
 from medgen.model import GenerativeModel
 from medgen.protocols import Dataset
 from medgen.registry import register
@@ -105,9 +105,8 @@ class Membership:
         extractor = comparison.extractor(self.extractor)
         rows = pixel_rows if name == "pixels" else extractor.features
         drawn = rows(images_of(comparison.synthetic.batch))
-        nobody = np.arange(len(drawn))
         scores = [
-            -nearest(rows(image), rows(image.flip(-1)), drawn, nobody).distance
+            -nearest_distance(rows(image), rows(image.flip(-1)), drawn)
             for image in (images_of(side.batch) for side in (members, strangers))
         ]
         used = "pixels" if name == "pixels" else extractor.name

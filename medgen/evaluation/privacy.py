@@ -17,6 +17,7 @@ from torch.nn import functional
 
 from medgen.augmentation.intervals import patient_weights, percentile_interval
 from medgen.evaluation.comparison import Comparison, Side
+from medgen.evaluation.distribution import distances
 from medgen.evaluation.features import images_of
 from medgen.protocols import Dataset
 from medgen.registry import register
@@ -60,8 +61,8 @@ def nearest(rows: Array, mirrored: Array, train: Array, patients: NDArray[np.int
     """
     parts: list[tuple[NDArray[Any], ...]] = []
     for start in range(0, len(rows), CHUNK):
-        straight = _distances(rows[start : start + CHUNK], train)
-        turned = _distances(mirrored[start : start + CHUNK], train)
+        straight = distances(rows[start : start + CHUNK], train)
+        turned = distances(mirrored[start : start + CHUNK], train)
         both = np.minimum(straight, turned)
         index = both.argmin(axis=1)
         place = np.arange(len(both))
@@ -72,9 +73,21 @@ def nearest(rows: Array, mirrored: Array, train: Array, patients: NDArray[np.int
     return Neighbours(*joined)
 
 
-def _distances(a: Array, b: Array) -> Array:
-    squared = (a**2).sum(1)[:, None] + (b**2).sum(1)[None] - 2 * a @ b.T
-    return np.sqrt(squared.clip(min=0))
+def nearest_distance(rows: Array, mirrored: Array, others: Array) -> Array:
+    """Distance to the nearest of other studies, whichever way round, (n,).
+
+    Args:
+        rows: features of the studies (n d).
+        mirrored: features of the same studies, mirrored left to right (n d).
+        others: features of the other studies (t d).
+    """
+    chunks = [slice(start, start + CHUNK) for start in range(0, len(rows), CHUNK)]
+    return np.concatenate(
+        [
+            np.minimum(distances(rows[c], others), distances(mirrored[c], others)).min(axis=1)
+            for c in chunks
+        ]
+    )
 
 
 def pixel_rows(images: Tensor) -> Array:
@@ -299,7 +312,7 @@ def _own(train: Array, mirrored: Array, patients: NDArray[np.intp]) -> Array:
     parts: list[Array] = []
     for start in range(0, len(train), CHUNK):
         chunk = slice(start, start + CHUNK)
-        both = np.minimum(_distances(train[chunk], train), _distances(mirrored[chunk], train))
+        both = np.minimum(distances(train[chunk], train), distances(mirrored[chunk], train))
         same = patients[chunk][:, None] == patients[None]
         parts.append(np.where(same, np.inf, both).min(axis=1))
     return np.concatenate(parts)

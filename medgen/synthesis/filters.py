@@ -20,7 +20,7 @@ from medgen.augmentation.tasks import Consumer, task_for, train_consumer
 from medgen.data.splits import by_split, load
 from medgen.errors import DataError
 from medgen.evaluation.features import images_of
-from medgen.evaluation.privacy import nearest, pixel_rows
+from medgen.evaluation.privacy import nearest_distance, pixel_rows
 from medgen.protocols import Dataset, Filter
 from medgen.registry import register
 from medgen.types import Batch, Schema
@@ -92,8 +92,7 @@ class Copies(CalibratedFilter):
     def scores(self, batch: Batch) -> Array:
         """Distance to the nearest training study, (b,)."""
         image = images_of(batch)
-        nobody = np.arange(len(self.rows))
-        return nearest(pixel_rows(image), pixel_rows(image.flip(-1)), self.rows, nobody).distance
+        return nearest_distance(pixel_rows(image), pixel_rows(image.flip(-1)), self.rows)
 
 
 @register("filter", "outliers")
