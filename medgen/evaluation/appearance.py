@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,9 +47,7 @@ class Intensity(FeatureMetric):
     def __init__(self, count: int | None = None) -> None:
         super().__init__(count, "histogram")
 
-    def between(
-        self, real: Features, other: Features, train: Callable[[], Array]
-    ) -> dict[str, Estimate]:
+    def between(self, real: Features, other: Features, fitted: Any) -> dict[str, Estimate]:
         """The distance of two sets."""
         return {"intensity_distance": _estimate(intensity_distance, real, other, "of the range")}
 
@@ -64,9 +63,7 @@ class Spectrum(FeatureMetric):
     def __init__(self, count: int | None = None) -> None:
         super().__init__(count, "spectrum")
 
-    def between(
-        self, real: Features, other: Features, train: Callable[[], Array]
-    ) -> dict[str, Estimate]:
+    def between(self, real: Features, other: Features, fitted: Any) -> dict[str, Estimate]:
         """The distance of two sets."""
         return {"spectrum_distance": _estimate(spectrum_distance, real, other, "dB")}
 

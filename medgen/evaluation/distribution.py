@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -159,11 +160,13 @@ class Frechet(FeatureMetric):
         kept = f", at most {AXES} principal axes of real training features"
         return {name: replace(e, extractor=e.extractor + kept) for name, e in found.items()}
 
-    def between(
-        self, real: Features, other: Features, train: Callable[[], Array]
-    ) -> dict[str, Estimate]:
+    def fit(self, train: Callable[[], Array]) -> tuple[Array, Array]:
+        """Mean and leading principal axes of training features."""
+        return principal_axes(train(), AXES)
+
+    def between(self, real: Features, other: Features, fitted: Any) -> dict[str, Estimate]:
         """The distance of two sets."""
-        mean, axes = principal_axes(train(), AXES)
+        mean, axes = fitted
         a, b = real.map(lambda x: (x - mean) @ axes), other.map(lambda x: (x - mean) @ axes)
         few = len(a.rows)
         biased = f"biased upward at {few} studies: compare with the floor only"
@@ -188,19 +191,13 @@ def _distance(
 
 
 class _KernelMetric(FeatureMetric):
-    """A kernel distance; its half-samples are worked out from one kernel matrix."""
+    """A distance under the kernel that `fit` gives; half-samples come from one kernel matrix."""
 
     name = ""
 
-    def kernel(self, train: Callable[[], Array]) -> Kernel:
-        """The kernel, which may be fitted on real training features."""
-        raise NotImplementedError
-
-    def between(
-        self, real: Features, other: Features, train: Callable[[], Array]
-    ) -> dict[str, Estimate]:
+    def between(self, real: Features, other: Features, fitted: Any) -> dict[str, Estimate]:
         """The distance of two sets."""
-        kernels = _kernels(real.rows, other.rows, self.kernel(train))
+        kernels = _kernels(real.rows, other.rows, fitted)
         in_a, in_b = np.zeros((DRAWS, len(real.rows))), np.zeros((DRAWS, len(other.rows)))
         for draw, (first, second) in enumerate(half_pairs(real, other)):
             in_a[draw, first], in_b[draw, second] = 1, 1
@@ -214,7 +211,7 @@ class Kid(_KernelMetric):
 
     name = "kid"
 
-    def kernel(self, train: Callable[[], Array]) -> Kernel:
+    def fit(self, train: Callable[[], Array]) -> Kernel:
         """(x.y / d + 1)^3."""
         return _cubic
 
@@ -225,6 +222,6 @@ class Mmd(_KernelMetric):
 
     name = "mmd"
 
-    def kernel(self, train: Callable[[], Array]) -> Kernel:
+    def fit(self, train: Callable[[], Array]) -> Kernel:
         """A Gaussian of the median distance between real training features."""
         return _gaussian(median_distance(train()))

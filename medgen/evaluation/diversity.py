@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -71,9 +72,7 @@ class Prdc(FeatureMetric):
         super().__init__(count, extractor)
         self.k = k
 
-    def between(
-        self, real: Features, other: Features, train: Callable[[], Array]
-    ) -> dict[str, Estimate]:
+    def between(self, real: Features, other: Features, fitted: Any) -> dict[str, Estimate]:
         """The four shares of two sets."""
         near_a, near_b = distances(real.rows, real.rows), distances(other.rows, other.rows)
         across = distances(real.rows, other.rows)
@@ -96,12 +95,13 @@ class Vendi(FeatureMetric):
     Features are first centred on the real training studies: raw ones all point the same way.
     """
 
-    def between(
-        self, real: Features, other: Features, train: Callable[[], Array]
-    ) -> dict[str, Estimate]:
+    def fit(self, train: Callable[[], Array]) -> Array:
+        """The mean of training features."""
+        return train().mean(axis=0)
+
+    def between(self, real: Features, other: Features, fitted: Any) -> dict[str, Estimate]:
         """The ratio of the Vendi scores of two sets."""
-        mean = train().mean(axis=0)
-        a, b = real.rows - mean, other.rows - mean
+        a, b = real.rows - fitted, other.rows - fitted
         draws = [vendi(b[j]) / vendi(a[i]) for i, j in half_pairs(real, other)]
         value = vendi(b) / vendi(a)
         bounds = (0.0, np.inf)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -61,20 +62,19 @@ class FeatureMetric:
             sides.append(Features(rows[: self.count], patients[: self.count]))
         held, drawn, other = sides
         name = comparison.extractor(self.extractor).name
-
-        def train() -> Array:
-            return comparison.features("train", self.extractor)
-
+        fitted = self.fit(lambda: comparison.features("train", self.extractor))
         found, floors = (
-            {key: replace(e, extractor=name) for key, e in self.between(held, b, train).items()}
+            {key: replace(e, extractor=name) for key, e in self.between(held, b, fitted).items()}
             for b in (drawn, other)
         )
         return {key: replace(e, floor=floors[key]) for key, e in found.items()}
 
-    def between(
-        self, real: Features, other: Features, train: Callable[[], Array]
-    ) -> dict[str, Estimate]:
-        """The estimates of two sets of equal number; `train` works out training features (t d)."""
+    def fit(self, train: Callable[[], Array]) -> Any:
+        """What `between` needs of real training features (t d), which `train` works out."""
+        return None
+
+    def between(self, real: Features, other: Features, fitted: Any) -> dict[str, Estimate]:
+        """The estimates of two sets of equal number."""
         raise NotImplementedError
 
 
