@@ -30,7 +30,7 @@ def smooth(count: int, size: tuple[int, ...], channels: int = 1, seed: int = 0) 
 class TestPixels:
     @pytest.mark.parametrize("size", [(8, 12), (8, 4, 12)])
     @pytest.mark.parametrize("patch", [1, 2, 4])
-    @pytest.mark.parametrize("whiten", ["global", "channel"])
+    @pytest.mark.parametrize("whiten", ["global", "half", "channel"])
     def test_is_lossless(self, size, patch, whiten):
         codec = Pixels(Schema(size=size, channels=3), patch, whiten=whiten)
         images = smooth(6, size, channels=3)
@@ -71,6 +71,16 @@ class TestPixels:
         codec.fit(images := smooth(32, (16, 16)))
         std = codec.encode(images).std(dim=(0, 2, 3), correction=0)
         torch.testing.assert_close(std, torch.ones(4), atol=1e-3, rtol=0)
+
+    def test_half_whitening_halves_the_ratios_of_deviations_in_logarithm(self):
+        images = smooth(32, (16, 16))
+        plain, half = (Pixels(Schema(size=(16, 16)), 2, whiten=w) for w in ("global", "half"))
+        std = []
+        for codec in (plain, half):
+            codec.fit(images)
+            std.append(codec.encode(images).std(dim=(0, 2, 3), correction=0))
+        torch.testing.assert_close(std[1][0] / std[1], (std[0][0] / std[0]).sqrt())
+        assert std[1].square().mean().item() == pytest.approx(1, abs=1e-4)
 
     def test_scale_travels_with_the_weights(self):
         images = smooth(8, (8, 8))
@@ -220,7 +230,7 @@ class TestHealth:
         assert health.psnr == pytest.approx((10 * (4 / error).log10()).mean().item(), abs=1e-3)
         assert health.explained > 0.8
 
-    @pytest.mark.parametrize("whiten", ["global", "channel"])
+    @pytest.mark.parametrize("whiten", ["global", "half", "channel"])
     def test_pixels_are_lossless_and_healthy(self, whiten):
         codec = Pixels(Schema(size=(16, 16)), 4, whiten=whiten)
         codec.fit(smooth(64, (16, 16)))
@@ -235,7 +245,7 @@ class TestHealth:
         pixels = Pixels(Schema(size=(16, 16)), 2)
         self.expect(check_health(pixels, trained[1]), "never measured")
 
-    @pytest.mark.parametrize("whiten", ["global", "channel"])
+    @pytest.mark.parametrize("whiten", ["global", "half", "channel"])
     def test_scale_of_other_images(self, whiten):
         codec = Pixels(Schema(size=(16, 16)), 2, whiten=whiten)
         codec.fit(0.05 * smooth(64, (16, 16)))

@@ -173,7 +173,7 @@ def _latent_statistics(
             "its shift and scale were never measured, so latents have no unit variance; call "
             "codec.fit(images) with training images"
         )
-    elif getattr(whitening, "whiten", "channel") == "global":
+    elif getattr(whitening, "whiten", "channel") != "channel":
         problems += _global_problems(mean, std)
     else:
         problems += _channel_problems(mean, std, largest)

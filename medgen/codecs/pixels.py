@@ -28,7 +28,7 @@ class Pixels(Codec):
         schema: what the studies hold.
         patch: side of a block, in pixels; 1 keeps the image as it is.
         whiten: "global" divides all channels by one number (their variance is one on average);
-            "channel" gives every channel unit variance.
+            "channel" gives every channel unit variance; "half" lies between them.
 
     Raises:
         ValueError: the image does not divide into blocks.

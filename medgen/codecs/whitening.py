@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-Whiten = Literal["global", "channel"]
+Whiten = Literal["global", "half", "channel"]
 
 
 class Whitening(nn.Module):
@@ -17,12 +17,12 @@ class Whitening(nn.Module):
 
     Until it is fitted it is the identity. "channel" gives every channel unit variance. "global"
     divides all channels by one number, so that their variance is one on average and the ratios
-    between channels stay: the choice for an orthonormal transform of an image, whose
-    high-frequency channels would otherwise be amplified into noise that a generator must learn.
+    between channels stay. "half" lies between them: the ratios of the channels' deviations become
+    their square roots, and the variance is one on average.
 
     Args:
         channels: channels of the latents.
-        whiten: one scale for every channel, or one for all.
+        whiten: one scale for all channels, one for each, or their geometric mean.
     """
 
     shift: Tensor
@@ -31,8 +31,8 @@ class Whitening(nn.Module):
 
     def __init__(self, channels: int, whiten: Whiten) -> None:
         super().__init__()
-        if whiten not in ("global", "channel"):
-            raise ValueError(f"whiten: expected 'global' or 'channel', got '{whiten}'")
+        if whiten not in get_args(Whiten):
+            raise ValueError(f"whiten: expected {' or '.join(get_args(Whiten))}, got '{whiten}'")
         self.whiten: Whiten = whiten
         self.register_buffer("shift", torch.zeros(channels))
         self.register_buffer("scale", torch.ones(channels))
@@ -75,11 +75,21 @@ class Whitening(nn.Module):
             squares = squares + z.square().sum(dim=1)
         mean = total / count
         variance = (squares / count - mean.square()).clamp_min(0)
-        if self.whiten == "global":
-            variance = variance.mean().expand_as(variance)
         self.shift.copy_(mean)
-        self.scale.copy_(torch.where(variance > 0, variance, torch.ones_like(variance)).sqrt())
+        self.scale.copy_(_scales(variance, self.whiten))
         self.fitted.fill_(True)
 
     def _along(self, values: Tensor, z: Tensor) -> Tensor:
         return values.view(-1, *[1] * (z.ndim - 2))
+
+
+def _scales(variance: Float[Tensor, "c"], whiten: Whiten) -> Float[Tensor, "c"]:
+    """What to divide each channel by; 1 where that would be 0."""
+    own, common = variance.sqrt(), variance.mean().sqrt().expand_as(variance)
+    if whiten == "channel":
+        scale = own
+    elif whiten == "global":
+        scale = common
+    else:  # variances are then own * own / scale^2 = own, up to the factor that makes their mean 1
+        scale = (own * own.mean()).sqrt()
+    return torch.where(scale > 0, scale, torch.ones_like(scale))
