@@ -15,7 +15,7 @@ _HOMES = {
     "evaluate": "medgen.evaluation.suite",
     "from_pretrained": "medgen.assembly",
     "load_recipe": "medgen.recipe",
-    "mix": "medgen.data.synthetic",
+    "mix": "medgen.data.mixing",
     "plan": "medgen.synthesis.plan",
     "prove": "medgen.augmentation.experiment",
     "register": "medgen.registry",
@@ -27,7 +27,8 @@ _HOMES = {
 if TYPE_CHECKING:
     from medgen.assembly import from_pretrained
     from medgen.augmentation.experiment import prove
-    from medgen.data.synthetic import SyntheticDataset, mix
+    from medgen.data.mixing import mix
+    from medgen.data.synthetic import SyntheticDataset
     from medgen.evaluation.suite import evaluate
     from medgen.pipeline import Run
     from medgen.recipe import load_recipe
