@@ -9,6 +9,8 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "Batch": "medgen.types",
+    "Dictionaries": "medgen.data.plugins",
+    "RandSyntheticd": "medgen.data.plugins",
     "Run": "medgen.pipeline",
     "Schema": "medgen.types",
     "SyntheticDataset": "medgen.data.synthetic",
@@ -19,6 +21,7 @@ _HOMES = {
     "plan": "medgen.synthesis.plan",
     "prove": "medgen.augmentation.experiment",
     "register": "medgen.registry",
+    "subjects": "medgen.data.plugins",
     "synthesize": "medgen.synthesis.draw",
     "verify": "medgen.synthesis.verify",
 }
@@ -28,6 +31,7 @@ if TYPE_CHECKING:
     from medgen.assembly import from_pretrained
     from medgen.augmentation.experiment import prove
     from medgen.data.mixing import mix
+    from medgen.data.plugins import Dictionaries, RandSyntheticd, subjects
     from medgen.data.synthetic import SyntheticDataset
     from medgen.evaluation.suite import evaluate
     from medgen.pipeline import Run
@@ -40,6 +44,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Batch",
+    "Dictionaries",
+    "RandSyntheticd",
     "Run",
     "Schema",
     "SyntheticDataset",
@@ -50,6 +56,7 @@ __all__ = [
     "plan",
     "prove",
     "register",
+    "subjects",
     "synthesize",
     "verify",
 ]
