@@ -10,6 +10,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "Batch": "medgen.types",
     "Dictionaries": "medgen.data.plugins",
+    "OnTheFly": "medgen.synthesis.on_the_fly",
     "RandSyntheticd": "medgen.data.plugins",
     "Run": "medgen.pipeline",
     "Schema": "medgen.types",
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from medgen.recipe import load_recipe
     from medgen.registry import register
     from medgen.synthesis.draw import synthesize
+    from medgen.synthesis.on_the_fly import OnTheFly
     from medgen.synthesis.plan import plan
     from medgen.synthesis.verify import verify
     from medgen.types import Batch, Schema
@@ -45,6 +47,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Batch",
     "Dictionaries",
+    "OnTheFly",
     "RandSyntheticd",
     "Run",
     "Schema",
