@@ -8,8 +8,9 @@ import torch
 from medgen.data.export import write_folder
 from medgen.data.files import write_png
 from medgen.data.folder import Folder
+from medgen.data.mixing import mix
 from medgen.data.splits import by_split, load, take_patients
-from medgen.data.synthetic import SyntheticDataset, mix
+from medgen.data.synthetic import SyntheticDataset
 from medgen.errors import DataError, OutputError
 from medgen.types import Batch, Provenance, Schema, Study
 
@@ -200,3 +201,66 @@ def test_an_export_that_fails_leaves_nothing(tmp_path):
     with pytest.raises(OutputError, match="not an empty folder"):
         write_folder(Real(MULTI), tmp_path / "full")
     assert [path.name for path in tmp_path.rglob("*.txt")] == ["mine.txt"]
+
+
+def share(mixed, epoch):
+    """How many synthetic studies an epoch shows; every one is shown at most once."""
+    shown = [i for i in mixed.sampler.indices(epoch) if i >= 10]
+    assert len(set(shown)) == len(shown)
+    return len(shown)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "shares"),
+    [("constant", [6] * 5), ("curriculum", [0, 2, 4, 6, 6]), ("anneal", [6, 4, 2, 0, 0])],
+)
+def test_the_share_of_synthetic_studies_follows_its_schedule(exclusive, schedule, shares):
+    real, synthetic = Real(EXCLUSIVE), SyntheticDataset(exclusive)
+    mixed = mix(real, synthetic, ratio=0.6, seed=0, schedule=schedule, epochs=4)
+    assert [share(mixed, epoch) for epoch in range(5)] == shares
+    for epoch in range(5):
+        order = mixed.sampler.indices(epoch)
+        assert len(order) == len(mixed.sampler) == 16
+        counts = np.bincount(order, minlength=16)[:10]
+        assert counts.min() >= 1
+        assert counts.max() - counts.min() <= 1
+    again = mix(real, synthetic, ratio=0.6, seed=0, schedule=schedule, epochs=4)
+    assert again.sampler.indices(2) == mixed.sampler.indices(2) != mixed.sampler.indices(3)
+    other = mix(real, synthetic, ratio=0.6, seed=1, schedule=schedule, epochs=4)
+    assert other.sampler.indices(2) != mixed.sampler.indices(2)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_loader_moves_from_epoch_to_epoch(exclusive, workers):
+    mixed = mix(
+        Real(EXCLUSIVE),
+        SyntheticDataset(exclusive),
+        ratio=0.6,
+        seed=0,
+        schedule="curriculum",
+        epochs=4,
+    )
+    loader = torch.utils.data.DataLoader(
+        mixed, batch_size=8, sampler=mixed.sampler, collate_fn=Batch.concat, num_workers=workers
+    )
+
+    def shown():
+        return sum(p.synthetic for batch in loader for p in batch.provenance)
+
+    assert [shown() for _ in range(4)] == [0, 2, 4, 6]
+    mixed.sampler.set_epoch(1)
+    assert [shown(), shown()] == [2, 4]
+
+
+def test_schedules_that_are_none(exclusive):
+    synthetic = SyntheticDataset(exclusive)
+    with pytest.raises(ValueError, match="Did you mean 'curriculum'"):
+        mix(Real(EXCLUSIVE), synthetic, ratio=0.1, seed=0, schedule="curiculum", epochs=4)
+    with pytest.raises(ValueError, match="anneal takes 2 epochs or more, got 1"):
+        mix(Real(EXCLUSIVE), synthetic, ratio=0.1, seed=0, schedule="anneal")
+
+
+def test_synthetic_studies_of_another_split_are_not_mixed(exclusive):
+    astray = Real(EXCLUSIVE, synthetic=True, split="test")
+    with pytest.raises(DataError, match="10 are in another split: r0"):
+        mix(Real(EXCLUSIVE), astray, ratio=0.1, seed=0)
