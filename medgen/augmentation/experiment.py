@@ -48,6 +48,8 @@ class ProveResult:
         task: "classification" or "segmentation".
         metric: "AUROC" or "Dice", higher is better.
         rows: one a training run: its arm, value on the test split, steps, seconds and counts.
+        arms: one an arm, fraction and ratio: its mean value, and its cost in seconds over all
+            repeats. What the generator cost is not in it.
         comparisons: paired differences with interval, p-value and verdict; those against
             duplicates are primary.
         verdicts: by fraction, over the primary comparisons.
@@ -60,6 +62,7 @@ class ProveResult:
     task: str
     metric: str
     rows: list[dict[str, Any]]
+    arms: list[dict[str, Any]]
     comparisons: list[dict[str, Any]]
     verdicts: dict[str, str]
     settings: dict[str, Any]
@@ -69,7 +72,7 @@ class ProveResult:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
-        return {**asdict(self), "higher_is_better": True}
+        return plain({**asdict(self), "higher_is_better": True})
 
 
 @dataclass(frozen=True)
@@ -126,10 +129,12 @@ def prove(
         seed=settings.seed,
         warning=_ahead(bench, generator_saw),
     )
+    rows = [{key: row[key] for key in row if key not in ("scores", "digest")} for row in results]
     result = ProveResult(
         task=bench.task.name,
         metric=bench.task.metric,
-        rows=[{key: row[key] for key in row if key not in ("scores", "digest")} for row in results],
+        rows=rows,
+        arms=_arms(rows),
         comparisons=comparisons,
         verdicts=verdicts(comparisons),
         settings=asdict(settings),
@@ -297,6 +302,24 @@ def _ahead(bench: _Bench, generator_saw: Mapping[str, int]) -> dict[float, str]:
         for fraction in bench.settings.fractions
         if saw > (used := max(2, round(fraction * patients)))
     }
+
+
+def _arms(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """What every arm reached and cost, over its repeats."""
+    groups: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault((row["fraction"], row["arm"], row["ratio"]), []).append(row)
+    return [
+        {
+            "fraction": fraction,
+            "arm": arm,
+            "ratio": ratio,
+            "repeats": len(group),
+            "value": float(np.mean([np.nan if r["value"] is None else r["value"] for r in group])),
+            "seconds": round(sum(row["seconds"] for row in group), 2),
+        }
+        for (fraction, arm, ratio), group in groups.items()
+    ]
 
 
 def _warnings(bench: _Bench, results: Sequence[Mapping[str, Any]]) -> list[str]:
