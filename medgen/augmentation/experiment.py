@@ -22,7 +22,6 @@ import torch
 from torch import Tensor
 
 from medgen.augmentation.arms import Arm, plan, training_indices
-from medgen.augmentation.augment import STRONG
 from medgen.augmentation.tasks import Consumer, Task, task_for, train_consumer
 from medgen.augmentation.verdict import AUGMENTED, MIXED, PRETRAINED, REAL, compare, verdicts
 from medgen.data.splits import by_split, load
@@ -45,8 +44,8 @@ class ProveResult:
     """What the experiment found; `to_dict` is the content of `prove.json`.
 
     Args:
-        task: "classification" or "segmentation".
-        metric: "AUROC" or "Dice", higher is better.
+        task: "classification", "segmentation" or "regression".
+        metric: "AUROC", "Dice" or "R2", higher is better.
         rows: one a training run: its arm, value on the test split, steps, seconds and counts.
         arms: one an arm, fraction and ratio: its mean value, and its cost in seconds over all
             repeats. What the generator cost is not in it.
@@ -149,10 +148,10 @@ def prove(
 
 
 def _bench(real: Dataset, synthetic: Dataset, settings: ProveSettings, out: Path) -> _Bench:
-    for name in ("size", "channels", "findings", "exclusive", "mask_classes"):
+    for name in ("size", "channels", "findings", "exclusive", "mask_classes", "scalars"):
         ours, theirs = getattr(real.schema, name), getattr(synthetic.schema, name)
         needed = {"findings": "classification", "exclusive": "classification"}
-        needed["mask_classes"] = "segmentation"
+        needed |= {"mask_classes": "segmentation", "scalars": "regression"}
         if ours != theirs and needed.get(name, settings.task) == settings.task:
             raise DataError(
                 f"real and synthetic studies differ in '{name}': {ours} and {theirs}. "
@@ -235,6 +234,7 @@ def _run(bench: _Bench, arm: Arm) -> dict[str, Any]:
         "ratio": arm.ratio,
         "repeat": arm.repeat,
         "value": float(task.value(scores, truth)[0]),
+        "further": task.further(scores, truth),
         "steps": settings.steps,
         "seconds": round(time.perf_counter() - started, 2),
         "real": len(set(chosen)),
@@ -269,7 +269,7 @@ def _train(bench: _Bench, arm: Arm, chosen: list[int], drawn: list[int]) -> Cons
             batch=settings.batch,
             seed=derive(settings.seed, "consumer", arm.fraction, arm.repeat),
             validation=(_images(bench.validation), task.targets(bench.validation)),
-            augment=STRONG if arm.name == AUGMENTED else None,
+            augment=task.strong if arm.name == AUGMENTED else None,
             start=None if consumer is None else consumer.network,
         )
     assert consumer is not None

@@ -105,7 +105,7 @@ def evaluate(
 @real_option
 @synthetic_option
 @options.out(required=True)
-@click.option("--task", type=click.Choice(["classification", "segmentation"]))
+@click.option("--task", type=click.Choice(["classification", "segmentation", "regression"]))
 @click.option("--fractions", help="Shares of the training patients, such as 0.02,0.1,1.")
 @click.option("--ratios", help="Synthetic studies for every real one, such as 0.5,1.")
 @click.option("--repeats", type=click.IntRange(1))
@@ -132,7 +132,7 @@ def prove(
     overrides: tuple[str, ...],
     as_json: bool,
 ) -> None:
-    """Does synthetic data help a classifier or segmenter? Equal steps, paired intervals.
+    """Does synthetic data help a classifier, segmenter or regressor? Equal steps, paired intervals.
 
     The arms: real studies, the same repeated, real and synthetic, synthetic alone, and --control.
 

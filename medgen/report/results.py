@@ -50,7 +50,7 @@ class Proof:
     """The experiment whether synthetic studies help: prove.json.
 
     Args:
-        task: "classification" or "segmentation".
+        task: "classification", "segmentation" or "regression".
         metric: name of the consumer's score.
         higher_is_better: direction of the score.
         rows: one trained consumer each, as written.

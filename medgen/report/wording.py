@@ -82,6 +82,7 @@ METRICS: Mapping[str, tuple[str, str]] = {
 SCORES: Mapping[str, str] = {
     "auroc": "AUROC",
     "dice": "Dice",
+    "r2": "R²",
     "accuracy": "accuracy",
     "balanced_accuracy": "balanced accuracy",
 }
