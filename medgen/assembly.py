@@ -274,7 +274,9 @@ def prove_settings(section: dict[str, Any] | None, asked: dict[str, Any]) -> Pro
     """
     merged = {**(section or {}), **asked}
     if "task" not in merged:
-        raise RecipeError("the recipe proves nothing; say --task classification or segmentation")
+        raise RecipeError(
+            "the recipe proves nothing; say --task classification, segmentation or regression"
+        )
     return ProveSettings(**registry.from_plain(ProveSettings, merged))
 
 

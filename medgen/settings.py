@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+TaskName = Literal["classification", "segmentation", "regression"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 
 
@@ -83,7 +84,8 @@ class ProveSettings:
     """The experiment that answers whether synthetic studies help.
 
     Args:
-        task: "classification" of the findings or "segmentation" of the masks.
+        task: "classification" of the findings, "segmentation" of the masks or "regression" of the
+            scalars.
         fractions: shares of the training patients that the consumer may use.
         ratios: synthetic studies for every real one in the mixed arm.
         repeats: paired repeats of every arm.
@@ -94,7 +96,7 @@ class ProveSettings:
         seed: all randomness of the experiment derives from it.
     """
 
-    task: Literal["classification", "segmentation"]
+    task: TaskName
     fractions: tuple[float, ...] = (1.0,)
     ratios: tuple[float, ...] = (1.0,)
     repeats: int = 3

@@ -12,6 +12,7 @@ from toy_studies import Studies, discs
 from medgen.augmentation.arms import Arm, plan, training_indices
 from medgen.augmentation.augment import STRONG, Augment
 from medgen.augmentation.experiment import prove
+from medgen.augmentation.intervals import Difference
 from medgen.augmentation.tasks import task_for, train_consumer
 from medgen.augmentation.verdict import (
     AUGMENTED,
@@ -21,6 +22,7 @@ from medgen.augmentation.verdict import (
     REAL,
     SYNTHETIC,
     compare,
+    judge,
     verdicts,
 )
 from medgen.data.splits import by_split, load
@@ -94,6 +96,31 @@ def test_a_gain_over_real_that_duplicates_share_is_no_evidence():
     assert verdicts(found) == {"1": "no evidence"}
 
 
+def test_several_ratios_are_corrected_for():
+    """Four ratios 2.2 standard errors from zero, p 0.028 each: none is left after Holm."""
+    draws = 2.2 + np.random.default_rng(0).normal(size=4000)
+    for each in judge([Difference(2.2, 1.0, draws)] * 4):
+        assert each["p"] < 0.05 < each["p_holm"] == pytest.approx(4 * each["p"])
+        assert each["verdict"] == "no evidence"
+        assert each["holm"]["low"] <= 0 < each["interval"]["low"]
+        assert each["holm"]["level"] == pytest.approx(1 - 0.05 / 4)
+    [alone] = judge([Difference(2.2, 1.0, draws)])
+    assert alone["verdict"] == "helps"
+    assert alone["holm"]["low"] == alone["interval"]["low"]
+    assert alone["detectable"] < each["detectable"]
+
+
+def test_every_comparison_says_what_it_could_have_seen():
+    arms = {(REAL, 0.0): 1.0, (DUPLICATES, 1.0): 1.0, (MIXED, 1.0): 1.3, (SYNTHETIC, 1.0): 1.0}
+    found = {count: scored(arms, count=count) for count in (100, 400)}
+    for count, comparisons in found.items():
+        for each in comparisons:
+            assert f"With {count} test patients and 3 repeats" in each["power"]
+            assert f"under {each['detectable']:.2g} would be missed" in each["power"]
+    small, large = (found[count][0]["detectable"] for count in (100, 400))
+    assert large < small
+
+
 @pytest.mark.slow
 def test_more_studies_of_the_same_kind_help(tmp_path):
     synthetic = discs(200, seed=1, synthetic=True, noise=2.5)
@@ -129,6 +156,34 @@ def test_segmentation_with_wrong_masks_hurts(tmp_path):
     assert primary(result)["verdict"] == "hurts"
 
 
+def test_regression_with_wrong_scalars_hurts(tmp_path):
+    synthetic = discs(100, seed=1, synthetic=True, scalars=True)
+    moved = replace(synthetic.batch, scalar=synthetic.batch.scalar.roll(1, dims=0))
+    wrong = Studies(synthetic.schema, synthetic.studies, moved)
+    changes = {"task": "regression", "ratios": (4.0,), "fractions": (0.3,), "repeats": 3}
+    result = run(tmp_path, discs(100, scalars=True), wrong, steps=45, **changes)
+    assert result.metric == "R2"
+    assert primary(result)["verdict"] == "hurts"
+    real = [row for row in result.rows if row["arm"] == REAL]
+    assert all(0 < row["further"]["MAE row"] < 8 for row in real)
+
+
+@pytest.mark.parametrize("unit", [1.0, 1e3])
+def test_regression_learns_in_any_unit_and_passes_unknown_scalars_over(unit):
+    """The row of a disc, uniform over two bands, has a deviation of 5.7 px."""
+    studies = discs(200, scalars=True)
+    task = task_for("regression", studies.schema)
+    targets = unit * task.targets(studies.batch)
+    targets[:50] = torch.nan
+    images = studies.batch.image
+    consumer = train_consumer(task, images[:150], targets[:150], steps=60, batch=16, lr=3e-3)
+    scores = consumer.scores(images[150:], targets[150:])
+    assert task.value(scores, targets[150:])[0] > 0.5
+    assert task.further(scores, targets[150:])["MAE row"] < 4 * unit
+    unknown = task.loss(torch.ones(2, 1, requires_grad=True), torch.full((2, 1), torch.nan))
+    assert unknown.tolist() == [0, 0]
+
+
 def test_arms_and_their_counts(tmp_path):
     real, synthetic = discs(100), discs(40, seed=1, synthetic=True)
     result = prove(real, synthetic, QUICK, out=tmp_path, generator_saw=SAW)
@@ -140,6 +195,10 @@ def test_arms_and_their_counts(tmp_path):
         SYNTHETIC: (0, 40, 40),
     }
     assert {row["steps"] for row in result.rows} == {4}
+    cost = {arm["arm"]: (arm["repeats"], arm["seconds"]) for arm in result.arms}
+    for name, (repeats, seconds) in cost.items():
+        spent = [row["seconds"] for row in result.rows if row["arm"] == name]
+        assert (repeats, seconds) == (2, pytest.approx(sum(spent), abs=0.01))
     assert any("asks for 60 synthetic studies; all 40" in text for text in result.warnings)
     stored = json.loads((tmp_path / "prove.json").read_text())
     assert stored["rows"] == result.rows

@@ -411,6 +411,18 @@ def test_a_gallery_refuses_what_it_cannot_draw():
         Gallery(synthetic=images[:1], nearest=images)
 
 
+def test_what_the_experiment_could_have_seen_is_told(tmp_path):
+    power = "With 104 test patients, a difference under 0.026 would be missed."
+    seen = {"power": power, "detectable": 0.0262, "p_holm": 0.062}
+    seen |= {"holm": {"low": -0.0021, "high": 0.041, "level": 0.975}}
+    narrow = comparison(1.0, 0.02, 0.001, 0.039, "no evidence", **seen)
+    (tmp_path / "prove.json").write_text(json.dumps(prove([narrow])))
+    page = Page(report(tmp_path, gallery=None))
+    assert "its interval widens to −0.002 to +0.041. With 104 test patients" in page.text
+    [row] = [row for row in page.rows if row[-1].strip() == "no evidence"]
+    assert row[-4:-1] == ["0.062", "−0.002 to +0.041", "0.026"]
+
+
 def test_several_ratios_are_all_shown(tmp_path):
     comparisons = [
         comparison(1.0, 0.03, 0.01, 0.05, "helps", ratio=1.0),

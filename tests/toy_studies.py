@@ -39,6 +39,7 @@ def discs(
     per_patient: int = 1,
     findings: bool = True,
     masks: bool = True,
+    scalars: bool = False,
 ) -> Studies:
     """Noisy images of a disc in the upper (class 1) or lower half (class 0), radius 4 to 7 px.
 
@@ -52,6 +53,7 @@ def discs(
         per_patient: studies of one patient.
         findings: carry labels.
         masks: carry masks.
+        scalars: carry the row of the disc's centre, in px.
     """
     rng = np.random.default_rng(seed)
     upper = rng.integers(0, 2, count)
@@ -75,11 +77,13 @@ def discs(
         findings=("lower", "upper") if findings else (),
         exclusive=findings,
         mask_classes=("background", "disc") if masks else (),
+        scalars=("row",) if scalars else (),
     )
     batch = Batch(
         image=torch.from_numpy(image.astype(np.float32))[:, None].clamp(-1, 1),
         mask=torch.from_numpy(mask.astype(np.int64)) if masks else None,
         label=torch.nn.functional.one_hot(label, 2) if findings else None,
+        scalar=torch.from_numpy(row.astype(np.float32))[:, None] if scalars else None,
         provenance=tuple(Provenance(id=i, synthetic=synthetic, source="toy") for i in ids),
     )
     return Studies(schema, studies, batch)

@@ -22,7 +22,6 @@ import torch
 from torch import Tensor
 
 from medgen.augmentation.arms import Arm, plan, training_indices
-from medgen.augmentation.augment import STRONG
 from medgen.augmentation.tasks import Consumer, Task, task_for, train_consumer
 from medgen.augmentation.verdict import AUGMENTED, MIXED, PRETRAINED, REAL, compare, verdicts
 from medgen.data.splits import by_split, load
@@ -45,9 +44,11 @@ class ProveResult:
     """What the experiment found; `to_dict` is the content of `prove.json`.
 
     Args:
-        task: "classification" or "segmentation".
-        metric: "AUROC" or "Dice", higher is better.
+        task: "classification", "segmentation" or "regression".
+        metric: "AUROC", "Dice" or "R2", higher is better.
         rows: one a training run: its arm, value on the test split, steps, seconds and counts.
+        arms: one an arm, fraction and ratio: its mean value, and its cost in seconds over all
+            repeats. What the generator cost is not in it.
         comparisons: paired differences with interval, p-value and verdict; those against
             duplicates are primary.
         verdicts: by fraction, over the primary comparisons.
@@ -60,6 +61,7 @@ class ProveResult:
     task: str
     metric: str
     rows: list[dict[str, Any]]
+    arms: list[dict[str, Any]]
     comparisons: list[dict[str, Any]]
     verdicts: dict[str, str]
     settings: dict[str, Any]
@@ -69,7 +71,7 @@ class ProveResult:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
-        return {**asdict(self), "higher_is_better": True}
+        return plain({**asdict(self), "higher_is_better": True})
 
 
 @dataclass(frozen=True)
@@ -126,10 +128,12 @@ def prove(
         seed=settings.seed,
         warning=_ahead(bench, generator_saw),
     )
+    rows = [{key: row[key] for key in row if key not in ("scores", "digest")} for row in results]
     result = ProveResult(
         task=bench.task.name,
         metric=bench.task.metric,
-        rows=[{key: row[key] for key in row if key not in ("scores", "digest")} for row in results],
+        rows=rows,
+        arms=_arms(rows),
         comparisons=comparisons,
         verdicts=verdicts(comparisons),
         settings=asdict(settings),
@@ -144,10 +148,10 @@ def prove(
 
 
 def _bench(real: Dataset, synthetic: Dataset, settings: ProveSettings, out: Path) -> _Bench:
-    for name in ("size", "channels", "findings", "exclusive", "mask_classes"):
+    for name in ("size", "channels", "findings", "exclusive", "mask_classes", "scalars"):
         ours, theirs = getattr(real.schema, name), getattr(synthetic.schema, name)
         needed = {"findings": "classification", "exclusive": "classification"}
-        needed["mask_classes"] = "segmentation"
+        needed |= {"mask_classes": "segmentation", "scalars": "regression"}
         if ours != theirs and needed.get(name, settings.task) == settings.task:
             raise DataError(
                 f"real and synthetic studies differ in '{name}': {ours} and {theirs}. "
@@ -230,6 +234,7 @@ def _run(bench: _Bench, arm: Arm) -> dict[str, Any]:
         "ratio": arm.ratio,
         "repeat": arm.repeat,
         "value": float(task.value(scores, truth)[0]),
+        "further": task.further(scores, truth),
         "steps": settings.steps,
         "seconds": round(time.perf_counter() - started, 2),
         "real": len(set(chosen)),
@@ -264,7 +269,7 @@ def _train(bench: _Bench, arm: Arm, chosen: list[int], drawn: list[int]) -> Cons
             batch=settings.batch,
             seed=derive(settings.seed, "consumer", arm.fraction, arm.repeat),
             validation=(_images(bench.validation), task.targets(bench.validation)),
-            augment=STRONG if arm.name == AUGMENTED else None,
+            augment=task.strong if arm.name == AUGMENTED else None,
             start=None if consumer is None else consumer.network,
         )
     assert consumer is not None
@@ -297,6 +302,24 @@ def _ahead(bench: _Bench, generator_saw: Mapping[str, int]) -> dict[float, str]:
         for fraction in bench.settings.fractions
         if saw > (used := max(2, round(fraction * patients)))
     }
+
+
+def _arms(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """What every arm reached and cost, over its repeats."""
+    groups: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault((row["fraction"], row["arm"], row["ratio"]), []).append(row)
+    return [
+        {
+            "fraction": fraction,
+            "arm": arm,
+            "ratio": ratio,
+            "repeats": len(group),
+            "value": float(np.mean([np.nan if r["value"] is None else r["value"] for r in group])),
+            "seconds": round(sum(row["seconds"] for row in group), 2),
+        }
+        for (fraction, arm, ratio), group in groups.items()
+    ]
 
 
 def _warnings(bench: _Bench, results: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -1,4 +1,4 @@
-"""How good a consumer is: AUROC, accuracy, Dice. Weights make a whole bootstrap one call."""
+"""How good a consumer is: AUROC, accuracy, Dice, R2. Weights make a whole bootstrap one call."""
 
 from __future__ import annotations
 
@@ -90,6 +90,39 @@ def mean_dice(scores: Array, weights: Array | None = None) -> Array:
     with np.errstate(invalid="ignore", divide="ignore"):
         means = np.where(total > 0, weights @ np.where(known, scores, 0) / total, np.nan)
     return nan_mean(means, axis=1)
+
+
+def mean_r2(scores: Array, truth: Array, weights: Array | None = None) -> Array:
+    """Mean over scalars of the coefficient of determination R2, (draws,).
+
+    1 is perfect, 0 is as good as the mean of the test studies. NaN where a draw holds one value
+    only.
+
+    Args:
+        scores: predictions, (b, m).
+        truth: (b, m); NaN is unknown (left out).
+        weights: (draws, b); None is one row of ones.
+    """
+    weights = np.ones((1, len(scores))) if weights is None else weights
+    known = np.isfinite(truth)
+    count = weights @ known
+    value = np.where(known, truth - nan_mean(truth, axis=0), 0)
+    residual = weights @ np.where(known, (truth - scores) ** 2, 0)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        middle = weights @ value / count
+        spread = weights @ value**2 - count * middle**2
+        columns = np.where(spread > 1e-12 * count, 1 - residual / spread, np.nan)
+    return nan_mean(columns, axis=1)
+
+
+def mean_absolute_error(scores: Array, truth: Array) -> Array:
+    """Mean absolute error of every scalar, (m,); unknown (NaN) truths are left out.
+
+    Args:
+        scores: predictions, (b, m).
+        truth: (b, m).
+    """
+    return nan_mean(np.abs(scores - truth), axis=0)
 
 
 def nan_mean(values: Array, axis: int) -> Array:

@@ -1,4 +1,4 @@
-"""Consumers of studies: a small classifier and a small segmenter, trained alike in every arm."""
+"""Consumers of studies: classifier, segmenter and regressor, trained alike in every arm."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterator
 from copy import deepcopy
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Protocol, Self
 
 import numpy as np
 import torch
@@ -14,13 +14,19 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from medgen.augmentation.augment import Augment
+from medgen.augmentation.augment import STRONG, Augment
 from medgen.augmentation.networks import SmallClassifier, SmallUNet
-from medgen.augmentation.scores import dice as dice_scores
-from medgen.augmentation.scores import macro_auroc, mean_dice
+from medgen.augmentation.regression import Regression
+from medgen.augmentation.scores import (
+    accuracy,
+    dice,
+    macro_auroc,
+    mean_dice,
+)
 from medgen.errors import DataError
 from medgen.nn.precision import computes_bfloat16
 from medgen.rng import derive
+from medgen.settings import TaskName
 from medgen.types import Batch, Schema
 
 Array = NDArray[np.float64]
@@ -33,12 +39,18 @@ CHUNK = 128
 class Task(Protocol):
     """What a consumer has to do, and how well it does it."""
 
-    name: Literal["classification", "segmentation"]
+    name: TaskName
     metric: str
     lr: float
+    light: Augment
+    strong: Augment
 
     def targets(self, batch: Batch) -> Tensor:
         """What is to be predicted for every study."""
+        ...
+
+    def fitted(self, targets: Tensor) -> Self:
+        """The task with what it takes from the targets of the training studies."""
         ...
 
     def network(self) -> nn.Module:
@@ -50,11 +62,15 @@ class Task(Protocol):
         ...
 
     def scores(self, logits: Tensor, targets: Tensor) -> Array:
-        """What the metric rests on, (b, k): probabilities, or Dice by class."""
+        """What the metric rests on, (b, k): probabilities, Dice by class, or predictions."""
         ...
 
     def value(self, scores: Array, targets: Tensor, weights: Array | None = None) -> Array:
-        """The metric under every row of weights (draws, b), (draws,)."""
+        """The metric under every row of weights (draws, b), (draws,); higher is better."""
+        ...
+
+    def further(self, scores: Array, targets: Tensor) -> dict[str, float]:
+        """Other measures of the same scores, for the record."""
         ...
 
 
@@ -68,9 +84,10 @@ class Classification:
         DataError: the schema names no findings.
     """
 
-    name: Literal["classification", "segmentation"] = "classification"
+    name: TaskName = "classification"
     metric = "AUROC"
     lr = 1e-3
+    light, strong = Augment(), STRONG
 
     def __init__(self, schema: Schema) -> None:
         if not schema.findings:
@@ -82,6 +99,10 @@ class Classification:
         if batch.label is None:
             raise DataError("classification needs labels, and the studies carry none")
         return batch.label
+
+    def fitted(self, targets: Tensor) -> Self:
+        """Itself: nothing is taken from training studies."""
+        return self
 
     def network(self) -> nn.Module:
         """A residual classifier with one logit a finding."""
@@ -105,6 +126,10 @@ class Classification:
         """Macro AUROC."""
         return macro_auroc(scores, targets.numpy(), weights)
 
+    def further(self, scores: Array, targets: Tensor) -> dict[str, float]:
+        """Accuracy, where findings are exclusive."""
+        return {"accuracy": accuracy(scores, targets.numpy())} if self.schema.exclusive else {}
+
 
 class Segmentation:
     """Predict the mask; the metric is the mean Dice over foreground classes.
@@ -116,9 +141,10 @@ class Segmentation:
         DataError: the schema names no masks.
     """
 
-    name: Literal["classification", "segmentation"] = "segmentation"
+    name: TaskName = "segmentation"
     metric = "Dice"
     lr = 2e-3
+    light, strong = Augment(), STRONG
 
     def __init__(self, schema: Schema) -> None:
         if not schema.mask_classes:
@@ -131,6 +157,10 @@ class Segmentation:
         if batch.mask is None:
             raise DataError("segmentation needs masks, and the studies carry none")
         return batch.mask.long()
+
+    def fitted(self, targets: Tensor) -> Self:
+        """Itself: nothing is taken from training studies."""
+        return self
 
     def network(self) -> nn.Module:
         """A U-Net with one logit a class and pixel."""
@@ -146,16 +176,23 @@ class Segmentation:
 
     def scores(self, logits: Tensor, targets: Tensor) -> Array:
         """Dice of every study and foreground class, (b, classes - 1); NaN where truth is empty."""
-        return dice_scores(logits.argmax(1), targets, self.classes)
+        return dice(logits.argmax(1), targets, self.classes)
 
     def value(self, scores: Array, targets: Tensor, weights: Array | None = None) -> Array:
         """Mean Dice."""
         return mean_dice(scores, weights)
 
+    def further(self, scores: Array, targets: Tensor) -> dict[str, float]:
+        """Nothing more."""
+        return {}
 
-def task_for(name: str, schema: Schema) -> Classification | Segmentation:
-    """The task "classification" or "segmentation" on studies of a schema."""
-    return Classification(schema) if name == "classification" else Segmentation(schema)
+
+TASKS = {"classification": Classification, "segmentation": Segmentation, "regression": Regression}
+
+
+def task_for(name: str, schema: Schema) -> Task:
+    """The task "classification", "segmentation" or "regression" on studies of a schema."""
+    return TASKS[name](schema)
 
 
 @dataclass(frozen=True)
@@ -224,11 +261,12 @@ def train_consumer(
             cosine to zero.
         seed: initial weights, order of studies and augmentation derive from it.
         validation: images and targets of real studies; None keeps the last state.
-        augment: None is the default light augmentation.
+        augment: None is the task's light augmentation.
         start: a network of the task whose weights training starts from; None is fresh weights.
         progress: called with (step, steps).
     """
     lr = task.lr if lr is None else lr
+    task = task.fitted(targets)
     network = _initialised(task, seed)
     if start is not None:
         network.load_state_dict(start.state_dict())
@@ -241,7 +279,7 @@ def train_consumer(
         chosen = next(order)
         for group in optimiser.param_groups:
             group["lr"] = lr * _schedule(step, steps)
-        studies = _moved(task, images[chosen], targets[chosen], augment or Augment(), moves)
+        studies = _moved(task, images[chosen], targets[chosen], augment or task.light, moves)
         _descend(task, network, optimiser, *studies)
         if progress is not None:
             progress(step, steps)

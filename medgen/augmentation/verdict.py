@@ -4,13 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from math import isfinite
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from medgen.augmentation.intervals import Difference, holm, paired_difference, patient_weights
+from medgen.augmentation.intervals import (
+    Difference,
+    holm,
+    holm_levels,
+    paired_difference,
+    patient_weights,
+)
 from medgen.augmentation.tasks import Task
 from medgen.rng import derive
 from medgen.types import Estimate, Study
@@ -35,12 +42,15 @@ def compare(
     seed: int,
     warning: Mapping[float, str],
 ) -> list[dict[str, Any]]:
-    """Paired differences of arms, each with interval, p-value and verdict.
+    """Paired differences of arms, each with interval, p-value, verdict and what it could have seen.
 
     At every fraction and ratio the mixed arm is held against the duplicates (the primary
     comparison), against real alone and against classical augmentation; synthetic alone,
-    pre-training and augmentation are held against real alone. A verdict other than
-    "no evidence" needs a p-value below 0.05 after Holm's adjustment over the ratios of a fraction.
+    pre-training and augmentation are held against real alone. The ratios of a fraction are
+    several tries at one question: a verdict other than "no evidence" needs a p-value below 0.05
+    after Holm's adjustment over them. "estimate" holds the plain 95 % interval, "holm" the wider
+    one that goes with the adjusted p-value, "detectable" the smallest difference that would have
+    been found in four of five such experiments.
 
     Args:
         task: gives the metric.
@@ -53,10 +63,10 @@ def compare(
     patients = [study.patient for study in studies]
     weights = patient_weights(patients, DRAWS, seed=derive(seed, "test patients"))
     table = _Table(task, truth, results, weights)
+    ran = {result["arm"] for result in results}
     comparisons: list[dict[str, Any]] = []
     for fraction in dict.fromkeys(result["fraction"] for result in results):
         ratios = sorted({r["ratio"] for r in results if r["fraction"] == fraction} - {0.0})
-        ran = {result["arm"] for result in results}
         for arm, versus, tried in [
             (MIXED, DUPLICATES, ratios),
             (MIXED, REAL, ratios),
@@ -68,12 +78,9 @@ def compare(
             if not {arm, versus} <= ran:
                 continue
             family = [table.difference(fraction, arm, versus, ratio, seed) for ratio in tried]
-            adjusted = holm([difference.p for difference in family])
-            for ratio, difference, p in zip(tried, family, adjusted, strict=True):
+            for ratio, found in zip(tried, judge(family), strict=True):
                 estimate = Estimate(
-                    value=difference.value,
-                    low=difference.low,
-                    high=difference.high,
+                    **found.pop("interval"),
                     n=len(set(patients)),
                     higher_is_better=True,
                     unit=task.metric,
@@ -88,19 +95,50 @@ def compare(
                         "ratio": ratio,
                         "primary": versus == DUPLICATES,
                         "estimate": asdict(estimate),
-                        "p": difference.p,
-                        "p_holm": p,
-                        "verdict": judge(difference, p),
+                        **found,
+                        "power": _power(found["detectable"], estimate, table.repeats),
                     }
                 )
     return comparisons
 
 
-def judge(difference: Difference, p: float) -> str:
-    """What a paired difference says: "helps", "hurts" or "no evidence"."""
-    if p >= LEVEL or difference.low <= 0 <= difference.high:
-        return "no evidence"
-    return "helps" if difference.value > 0 else "hurts"
+def judge(family: Sequence[Difference]) -> list[dict[str, Any]]:
+    """What each of several differences says, the others being tries at the same question.
+
+    Returns:
+        For each its plain "interval", "p", "p_holm", the "holm" interval, "verdict" ("helps",
+        "hurts" or "no evidence") and the "detectable" difference at the level of the first test.
+    """
+    p = [difference.p for difference in family]
+    judged: list[dict[str, Any]] = []
+    for difference, adjusted, level in zip(family, holm(p), holm_levels(p, LEVEL), strict=True):
+        low, high = difference.interval()
+        wide_low, wide_high = difference.interval(level)
+        verdict = "no evidence"
+        if adjusted < LEVEL and not wide_low <= 0 <= wide_high:
+            verdict = "helps" if difference.value > 0 else "hurts"
+        judged.append(
+            {
+                "interval": {"value": difference.value, "low": low, "high": high},
+                "p": difference.p,
+                "p_holm": adjusted,
+                "holm": {"low": wide_low, "high": wide_high, "level": level},
+                "detectable": difference.detectable(1 - LEVEL / len(family)),
+                "verdict": verdict,
+            }
+        )
+    return judged
+
+
+def _power(detectable: float, estimate: Estimate, repeats: int) -> str:
+    """What an experiment of this size could have seen, in a sentence."""
+    size = f"{estimate.n} test patients and {repeats} repeat{'s' * (repeats != 1)}"
+    if not isfinite(detectable):
+        return f"With {size} it cannot be said which difference would be seen."
+    return (
+        f"With {size}, a difference in {estimate.unit} under {detectable:.2g} "
+        "would be missed more than one time in five."
+    )
 
 
 def verdicts(comparisons: Sequence[Mapping[str, Any]]) -> dict[str, str]:

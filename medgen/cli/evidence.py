@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -105,7 +105,7 @@ def evaluate(
 @real_option
 @synthetic_option
 @options.out(required=True)
-@click.option("--task", type=click.Choice(["classification", "segmentation"]))
+@click.option("--task", type=click.Choice(["classification", "segmentation", "regression"]))
 @click.option("--fractions", help="Shares of the training patients, such as 0.02,0.1,1.")
 @click.option("--ratios", help="Synthetic studies for every real one, such as 0.5,1.")
 @click.option("--repeats", type=click.IntRange(1))
@@ -132,7 +132,7 @@ def prove(
     overrides: tuple[str, ...],
     as_json: bool,
 ) -> None:
-    """Does synthetic data help a classifier or segmenter? Equal steps, paired intervals.
+    """Does synthetic data help a classifier, segmenter or regressor? Equal steps, paired intervals.
 
     The arms: real studies, the same repeated, real and synthetic, synthetic alone, and --control.
 
@@ -161,11 +161,7 @@ def prove(
     if as_json:
         click.echo(json.dumps(result.to_dict(), indent=2))
         return
-    for each in result.comparisons:
-        click.echo(
-            f"{each['fraction']:>5.0%}  {each['arm']} against {each['versus']}: "
-            f"{result.metric} {_number(each['estimate'])}  {each['verdict']}"
-        )
+    _show(result.to_dict())
 
 
 @click.command(
@@ -217,6 +213,30 @@ def _read(
     return recipe, build_dataset(recipe.sections["data"], real), drawn
 
 
+def _show(result: dict[str, Any]) -> None:
+    """The arms and their cost, the differences, what could have been seen, the verdicts."""
+    click.echo(f"{result['metric']} of every arm")
+    for arm in result["arms"]:
+        click.echo(
+            f"{arm['fraction']:>6.4g}  {arm['arm']:<22} ratio {arm['ratio']:<5g}"
+            f"{_rounded(arm['value'])}  {arm['seconds']:.0f} s, {arm['repeats']} repeats"
+        )
+    click.echo("\nDifferences (95 % interval; in brackets after Holm's correction over the ratios)")
+    for each in result["comparisons"]:
+        holm = f"[{each['holm']['low']:.4g} to {each['holm']['high']:.4g}]"
+        click.echo(
+            f"{each['fraction']:>6.4g}  {each['arm']} against {each['versus']}, "
+            f"ratio {each['ratio']:g}: {_number(each['estimate'])} {holm} "
+            f"p {each['p']:.3g} [{each['p_holm']:.3g}]  {each['verdict']}\n"
+            f"        {each['power']}"
+        )
+    click.echo("")
+    for note in result["warnings"]:
+        click.echo(f"Note: {note}")
+    for fraction, verdict in result["verdicts"].items():
+        click.echo(f"With {float(fraction):.4g} of the training patients: {verdict}")
+
+
 def _numbers(text: str | None) -> list[float] | None:
     if text is None:
         return None
@@ -224,6 +244,10 @@ def _numbers(text: str | None) -> list[float] | None:
         return [float(part) for part in text.split(",")]
     except ValueError:
         raise click.UsageError(f"'{text}': expected numbers with commas between") from None
+
+
+def _rounded(value: float | None) -> str:
+    return "not available" if value is None else f"{value:.4g}"
 
 
 def _number(estimate: dict[str, float]) -> str:

@@ -175,6 +175,8 @@ def _benefit(proof: Proof) -> dict[str, Any]:
                 "value": wording.value_text(c.estimate, signed=True),
                 "interval": wording.interval_text(c.estimate, signed=True),
                 "n": c.estimate.n,
+                "corrected": wording.corrected_text(c),
+                "detectable": wording.detectable_text(c),
                 "p": "< 0.001" if c.p < 0.001 else wording.number(c.p, 3),
                 "tone": TONES.get(c.verdict, TONES["no evidence"])[0],
                 "verdict": c.verdict,

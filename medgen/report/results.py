@@ -26,6 +26,10 @@ class Comparison:
         verdict: "helps", "no evidence" or "hurts".
         primary: the verdict of the experiment rests on it.
         p: p-value after correction for several comparisons; NaN where none was worked out.
+        corrected: ends of the interval that goes with `p`; NaN where none was worked out.
+        detectable: smallest difference that four of five such experiments would find; NaN where
+            none was worked out.
+        power: the same in a sentence.
     """
 
     fraction: float
@@ -36,6 +40,9 @@ class Comparison:
     verdict: str
     primary: bool = False
     p: float = math.nan
+    corrected: tuple[float, float] = (math.nan, math.nan)
+    detectable: float = math.nan
+    power: str = ""
 
 
 @dataclass(frozen=True)
@@ -43,7 +50,7 @@ class Proof:
     """The experiment whether synthetic studies help: prove.json.
 
     Args:
-        task: "classification" or "segmentation".
+        task: "classification", "segmentation" or "regression".
         metric: name of the consumer's score.
         higher_is_better: direction of the score.
         rows: one trained consumer each, as written.
@@ -179,6 +186,9 @@ def _read_proof(values: Mapping[str, Any]) -> Proof:
             verdict=str(line["verdict"]),
             primary=bool(line.get("primary", False)),
             p=_number(line.get("p_holm", line.get("p"))),
+            corrected=(_number(_end(line, "low")), _number(_end(line, "high"))),
+            detectable=_number(line.get("detectable")),
+            power=str(line.get("power") or ""),
         )
         for line in values.get("comparisons", ())
     )
@@ -203,6 +213,11 @@ def _read_proof(values: Mapping[str, Any]) -> Proof:
         test=values.get("test") or {},
         warnings=tuple(str(text) for text in values.get("warnings") or ()),
     )
+
+
+def _end(line: Mapping[str, Any], name: str) -> Any:
+    """One end of the corrected interval, if the experiment wrote one."""
+    return (line.get("holm") or {}).get(name)
 
 
 def _read_pair(values: Mapping[str, Any]) -> Pair:

@@ -82,6 +82,7 @@ METRICS: Mapping[str, tuple[str, str]] = {
 SCORES: Mapping[str, str] = {
     "auroc": "AUROC",
     "dice": "Dice",
+    "r2": "R²",
     "accuracy": "accuracy",
     "balanced_accuracy": "balanced accuracy",
 }
@@ -276,10 +277,24 @@ def _reach(comparison: Comparison) -> str:
     estimate = comparison.estimate
     if comparison.verdict != "no evidence" or not math.isfinite(estimate.high - estimate.low):
         return ""
+    power = f" {comparison.power}" * bool(comparison.power)
     if not estimate.low <= 0 <= estimate.high:
-        return " This did not pass the correction for several comparisons."
+        corrected = corrected_text(comparison)
+        wider = f": its interval widens to {corrected}" * (corrected != MISSING)
+        return f" This did not pass the correction for several comparisons{wider}.{power}"
     low, high = interval_text(estimate, signed=True).split(" to ")
-    return f" The interval holds zero: anything from {low} to {high} may be true."
+    return f" The interval holds zero: anything from {low} to {high} may be true.{power}"
+
+
+def corrected_text(comparison: Comparison) -> str:
+    """The interval that goes with the corrected p-value, or "not available"."""
+    low, high = comparison.corrected
+    return interval_text(replace(comparison.estimate, low=low, high=high), signed=True)
+
+
+def detectable_text(comparison: Comparison) -> str:
+    """The smallest difference that would have been found, or "not available"."""
+    return value_text(replace(comparison.estimate, value=comparison.detectable))
 
 
 def plain(value: Any) -> str:
