@@ -1,10 +1,10 @@
-import json
 import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from toy_volumes import affine, write
 
 from medgen.data.geometry import Volume
 from medgen.data.nnunet import NnUnet
@@ -12,30 +12,6 @@ from medgen.data.volumes import write_volume
 from medgen.errors import DataError
 
 REAL = Path(os.environ.get("MEDGEN_DATA", "")) / "mr-hippocampus"
-LABELS = {"background": 0, "kidney": 1, "cyst": 2}
-
-
-def affine(spacing=(1.0, 1.0, 2.0), origin=(-10, 5, 30)):
-    made = np.diag([*spacing, 1.0])
-    made[:3, 3] = origin
-    return made
-
-
-def write(folder, cases=6, channels=1, labels=LABELS, **about):
-    rng = np.random.default_rng(0)
-    for case in range(cases):
-        mask = np.zeros((12, 10, 8), np.uint8)
-        mask[4:8, 3:7, 2:6] = 1
-        mask[5:7, 4:6, 3:5] = 2
-        for k in range(channels):
-            voxels = (mask * 300.0 + rng.normal(0, 20, mask.shape)).astype(np.int16)
-            name = f"imagesTr/case_{case:02d}_{k:04d}.nii.gz"
-            write_volume(folder / name, Volume(voxels, affine()))
-        write_volume(folder / f"labelsTr/case_{case:02d}.nii.gz", Volume(mask, affine()))
-    names = {str(k): f"T{k}" for k in range(channels)}
-    made = {"channel_names": names, "labels": labels, "file_ending": ".nii.gz"} | about
-    (folder / "dataset.json").write_text(json.dumps(made))
-    return folder
 
 
 def test_cases_with_geometry_and_labels(tmp_path):

@@ -211,7 +211,7 @@ def _ids(rows: Table, reading: Reading) -> list[str]:
     if reading.name("id") in rows.columns:
         ids = rows.column(reading.name("id"), "the ids")
     else:
-        ids = [Path(name).stem for name in images]
+        ids = [Path(name.removesuffix(".gz")).stem for name in images]
         if repeated(ids):
             ids = images
     rows.refuse([f"id '{name}' stands in two rows" for name in repeated(ids)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -41,6 +42,13 @@ class Volume:
 def spacing_of(affine: NDArray[np.float64]) -> NDArray[np.float64]:
     """Mm between voxels along each axis of an affine (4 4)."""
     return np.linalg.norm(affine[:3, :3], axis=0)
+
+
+def centred_affine(size: Sequence[int], spacing: Sequence[float]) -> NDArray[np.float64]:
+    """The affine (4 4) of a grid along the patient's axes whose middle lies at 0 mm."""
+    affine = np.diag([*spacing, 1.0])
+    affine[:3, 3] = -(np.array(size) - 1) / 2 * np.array(spacing)
+    return affine
 
 
 def regrid(

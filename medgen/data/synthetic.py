@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from medgen.data.folder import Folder
+from medgen.data.images import Reading
 from medgen.data.splits import SHOWN, labels_of, one_hot
 from medgen.data.table import flags_of, read_table
 from medgen.errors import DataError
@@ -53,6 +54,9 @@ class SyntheticDataset:
             schema = replace(schema, mask_classes=())
         self.transform = transform
         self.schema = replace(schema, text=False)
+        reading = Reading()
+        if len(schema.size) == 3:
+            reading = Reading(spacing=schema.spacing or None, window=schema.window or (-1.0, 1.0))
         self._files = Folder(
             folder,
             schema.size,
@@ -60,6 +64,7 @@ class SyntheticDataset:
             mask_classes=schema.mask_classes,
             scalars=schema.scalars,
             channels=schema.channels,
+            reading=reading,
         )
         if schema.exclusive:
             values = table.column("finding", "the finding")
