@@ -37,6 +37,9 @@ class Schema:
         mask_classes: names of the classes of a mask; the first is the background. Empty: no masks.
         scalars: names of the scalars, in the order of `Batch.scalar`.
         text: studies carry a report.
+        spacing: mm between the voxels of an image along each axis; empty where it is not known.
+        window: the intensities, in the source's unit (HU for CT), that -1 and 1 stand for; None
+            where images have no common unit.
     """
 
     size: tuple[int, ...]
@@ -46,13 +49,17 @@ class Schema:
     mask_classes: tuple[str, ...] = ()
     scalars: tuple[str, ...] = ()
     text: bool = False
+    spacing: tuple[float, ...] = ()
+    window: tuple[float, float] | None = None
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Schema:
         """The schema whose `dataclasses.asdict`, perhaps read back from JSON, is `values`."""
         plain: dict[str, Any] = dict(values)
-        for key in ("size", "findings", "mask_classes", "scalars"):
+        for key in ("size", "findings", "mask_classes", "scalars", "spacing"):
             plain[key] = tuple(plain.get(key, ()))
+        if plain.get("window") is not None:
+            plain["window"] = tuple(plain["window"])
         return cls(**plain)
 
 

@@ -4,7 +4,7 @@ import torch
 from PIL import Image
 
 from medgen.errors import OutputError
-from medgen.report.pictures import OUTLINES, PADDING, PAPER, contact_sheet
+from medgen.report.pictures import OUTLINES, PADDING, PAPER, contact_sheet, planes
 
 
 def test_the_sheet_shows_every_image_in_its_place():
@@ -87,3 +87,23 @@ def test_it_is_written_at_once(tmp_path):
 def test_other_shapes_are_refused(images, settings):
     with pytest.raises(ValueError, match="expected"):
         contact_sheet(images, **settings)
+
+
+def test_planes_look_at_the_patient_as_radiologists_do():
+    volume = -torch.ones(1, 1, 6, 5, 4)
+    volume[0, 0, 5, 2, 3] = 0.2  # the patient's right, head
+    volume[0, 0, 2, 4, 2] = 0.6  # front
+    pictures, masks = planes(volume)
+    assert masks is None
+    assert pictures.shape == (1, 1, 5, 6 + 6 + 5)
+    axial, coronal, sagittal = pictures[0, 0].split([6, 6, 5], dim=1)
+    assert (axial == 0.6).nonzero().tolist() == [[0, 3]]
+    assert (coronal == 0.2).nonzero().tolist() == [[0, 0]]
+    assert (coronal[4] == -1).all()
+    mask = torch.zeros(1, 6, 5, 4, dtype=torch.long)
+    mask[0, 2, 4, 2] = 1
+    pictures, masks = planes(volume, mask)
+    axial, coronal, sagittal = pictures[0, 0].split([6, 6, 5], dim=1)
+    assert (sagittal == 0.6).nonzero().tolist() == [[1, 0]]
+    assert ((pictures[0, 0] == 0.6) == (masks[0] == 1)).all()
+    assert contact_sheet(volume.repeat(3, 1, 1, 1, 1), masks=mask.repeat(3, 1, 1, 1)).width > 100

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from toy_volumes import write
 
 from medgen.checkpoint import read_metadata
 from medgen.data.synthetic import SyntheticDataset
@@ -40,14 +41,15 @@ SMALL = {
 
 def overrides_for(name: str) -> list[str]:
     sections = load_recipe(name).sections
-    chosen = ["data.size=[32, 32]"]
+    volumes = sections["data"]["type"] == "nnunet"
+    chosen = [f"data.size={[16, 16, 16] if volumes else [32, 32]}"]
     chosen += SMALL.get(sections["codec"]["type"], [])
     if "backbone" in sections:
         chosen += SMALL[sections["backbone"]["type"]] + SMALL["generator"]
     data = sections["data"]
     if data["type"] == "simulated":
         return [*chosen, "data.count=40"]
-    if data.get("mask_classes"):
+    if not volumes and data.get("mask_classes"):
         chosen.append("data.mask_classes=[background, lung, heart]")
     if data.get("findings"):
         chosen.append("data.findings=[cardiomegaly, effusion]")
@@ -58,7 +60,9 @@ def overrides_for(name: str) -> list[str]:
 def test_a_recipe_trains_and_draws(name, simulated_folder, tmp_path, monkeypatch):
     monkeypatch.setattr("medgen.codecs.health.Health.require", lambda self: self)
     recipe = load_recipe(name, overrides_for(name))
-    job = Run(recipe, tmp_path / "run", data_root=simulated_folder, device="cpu")
+    volumes = recipe.sections["data"]["type"] == "nnunet"
+    root = write(tmp_path / "volumes", cases=10) if volumes else simulated_folder
+    job = Run(recipe, tmp_path / "run", data_root=root, device="cpu")
     assert "studies" in job.describe()
     job.train()
     assert read_metadata(job.out)["kind"] == recipe.kind
@@ -66,7 +70,7 @@ def test_a_recipe_trains_and_draws(name, simulated_folder, tmp_path, monkeypatch
         return
     drawn = SyntheticDataset(job.synthesize())
     assert len(drawn) == 6
-    assert drawn[0].image.shape == (1, 1, 32, 32)
+    assert drawn[0].image.shape == (1, 1, 16, 16, 16) if volumes else (1, 1, 32, 32)
     asks_for_masks = any(p["type"] == "mask" for p in recipe.sections["conditioner"].values())
     assert (drawn[0].mask is not None) == asks_for_masks
     about = json.loads((job.out / "synthetic" / "dataset.json").read_text())

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from medgen.data.duplicates import exact_groups, near_pairs, pixel_hash, thumbnail
 from medgen.data.files import ImageFile, read_image
-from medgen.data.folder import classes_in
+from medgen.data.images import classes_in
 from medgen.data.splits import SHOWN, SPLITS, assign_splits, patients_in_two_splits
 from medgen.data.table import (
     Table,

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from medgen.data.files import write_png
+from medgen.data.export import write_image, write_mask
 from medgen.disk import building, write_bytes
 from medgen.errors import DataError
 from medgen.protocols import Dataset
@@ -113,7 +113,7 @@ def write_nnunet(
             "channel_names": {str(k): f"channel {k}" for k in range(train.schema.channels)},
             "labels": {name: value for value, name in enumerate(classes)},
             "numTraining": len(cases["real"]) + len(cases["synthetic"]),
-            "file_ending": ".png",
+            "file_ending": ".png" if len(train.schema.size) == 2 else ".nii.gz",
         }
         for name, value in (("dataset.json", about), ("splits_final.json", splits)):
             write_bytes(folder / name, (json.dumps(value, indent=1) + "\n").encode())
@@ -128,9 +128,11 @@ def _write_case(folder: Path, dataset: Dataset, index: int, *, case: str, place:
         raise DataError(f"study '{name}' is synthetic and stands among the real ones")
     if item.image is None or item.mask is None:
         raise DataError(f"study '{name}': nnU-Net needs an image and a mask")
-    for channel, pixels in enumerate(_grey_levels(item.image[0])):
-        write_png(folder / f"images{place}" / f"{case}_{channel:04d}.png", pixels)
-    write_png(folder / f"labels{place}" / f"{case}.png", item.mask[0].clamp(min=0).numpy())
+    where = None if item.affine is None else item.affine[0]
+    for channel, pixels in enumerate(item.image[0]):
+        stem = folder / f"images{place}" / f"{case}_{channel:04d}"
+        write_image(stem, pixels[None], dataset.schema, where)
+    write_mask(folder / f"labels{place}" / case, item.mask[0], dataset.schema, where)
 
 
 def _folds(

@@ -8,10 +8,66 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from torch import Tensor
+
 from medgen.data.files import write_png
+from medgen.data.geometry import Volume, centred_affine, from_unit
+from medgen.data.volumes import write_volume
 from medgen.disk import building, write_bytes
+from medgen.errors import DataError
 from medgen.protocols import Dataset
 from medgen.types import Batch, Schema
+
+
+def write_image(stem: Path, image: Tensor, schema: Schema, affine: Tensor | None = None) -> Path:
+    """Write an image as PNG, 8 bit, or a volume as NIfTI; returns the file.
+
+    A volume is written in the unit of its schema's window, rounded to whole numbers (HU for CT),
+    or as it is where there is none.
+
+    Args:
+        stem: the file without its ending.
+        image: (c *s) in [-1, 1].
+        schema: says spacing and window.
+        affine: (4 4) voxel -> RAS+ mm of a volume; None lays its middle at 0 mm.
+
+    Raises:
+        DataError: a volume of several channels.
+    """
+    unit = image.clamp(-1, 1).numpy()
+    if image.ndim == 3:
+        write_png(path := stem.with_name(f"{stem.name}.png"), (unit + 1) / 2)
+        return path
+    if len(unit) > 1:
+        raise DataError(f"{stem}: a file holds a volume of 1 channel, got {len(unit)}")
+    voxels = unit[0]
+    if schema.window is not None:
+        voxels = np.rint(from_unit(voxels, schema.window)).astype(np.int16)
+    return _write_volume(stem, voxels, schema, affine)
+
+
+def write_mask(stem: Path, mask: Tensor, schema: Schema, affine: Tensor | None = None) -> Path:
+    """Write integer classes (*s) as PNG or NIfTI; returns the file.
+
+    Args:
+        stem: the file without its ending.
+        mask: at most 256 classes.
+        schema: says the spacing of a volume.
+        affine: (4 4) voxel -> RAS+ mm of a volume; None lays its middle at 0 mm.
+    """
+    classes = mask.clamp(min=0).numpy().astype(np.uint8)
+    if mask.ndim == 2:
+        write_png(path := stem.with_name(f"{stem.name}.png"), classes)
+        return path
+    return _write_volume(stem, classes, schema, affine)
+
+
+def _write_volume(stem: Path, voxels: Any, schema: Schema, affine: Tensor | None) -> Path:
+    spacing = schema.spacing or (1.0,) * 3
+    where = centred_affine(voxels.shape, spacing) if affine is None else affine.double().numpy()
+    write_volume(path := stem.with_name(f"{stem.name}.nii.gz"), Volume(voxels, where))
+    return path
 
 
 def write_folder(
@@ -20,7 +76,7 @@ def write_folder(
     """Write images, masks and `table.csv`; the folder appears when it is complete.
 
     Args:
-        dataset: of 2-D images with 1 or 3 channels.
+        dataset: of 2-D images with 1 or 3 channels, or of volumes.
         out: a new or empty folder.
         progress: called with (studies written, studies in all).
 
@@ -40,16 +96,16 @@ def write_folder(
 
 def _write_study(folder: Path, dataset: Dataset, index: int) -> dict[str, Any]:
     """Write the files of one study; its row of the table."""
-    study, item = dataset.studies[index], dataset[index]
+    study, item, schema = dataset.studies[index], dataset[index], dataset.schema
     if item.image is None:
         raise ValueError(f"expected study '{study.id}' to have an image")
-    row: dict[str, Any] = {"image": f"images/{study.id}.png"}
-    write_png(folder / row["image"], ((item.image[0].clamp(-1, 1) + 1) / 2).numpy())
+    where = None if item.affine is None else item.affine[0]
+    files = {"image": write_image(folder / "images" / study.id, item.image[0], schema, where)}
     if item.mask is not None:
-        row["mask"] = f"masks/{study.id}.png"
-        write_png(folder / row["mask"], item.mask[0].numpy())
+        files["mask"] = write_mask(folder / "masks" / study.id, item.mask[0], schema, where)
+    row: dict[str, Any] = {kind: str(file.relative_to(folder)) for kind, file in files.items()}
     row |= {"patient": study.patient, "split": study.split}
-    return row | _conditions(item, dataset.schema)
+    return row | _conditions(item, schema)
 
 
 def _conditions(item: Batch, schema: Schema) -> dict[str, Any]:

@@ -1,20 +1,16 @@
-"""The general reader: a folder of images and a table that says what each of them shows."""
+"""The general reader: a folder of images or volumes and a table of what each of them shows."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from medgen.data.files import read_image, read_mask, to_channels
-from medgen.data.geometry import Fit, fit_image, fit_mask
+from medgen.data.images import Images, Reading
 from medgen.data.splits import SHOWN, assign_splits, check_leakage, one_hot
 from medgen.data.table import (
     Table,
@@ -31,38 +27,7 @@ from medgen.errors import DataError
 from medgen.registry import register
 from medgen.types import Batch, Provenance, Schema, Study
 
-CACHE_BYTES = 2 * 2**30
-"""Resized images that one dataset keeps in memory; beyond it, files are read each time."""
-
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Reading:
-    """The rarer choices of how a folder is read.
-
-    Args:
-        fit: how images of another aspect meet the size: "crop" cuts the centre out, "pad" adds
-            black, "squash" stretches.
-        seed: of the split by patient, where the table has no column `split`.
-        text: the studies carry a report, in column `report`.
-        columns: the table's own names for `image`, `mask`, `patient`, `split`, `report` or `id`,
-            such as {"image": "filename"}.
-    """
-
-    fit: Fit = "crop"
-    seed: int = 0
-    text: bool = False
-    columns: dict[str, str] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        known = {"image", "mask", "patient", "split", "report", "id"}
-        if not set(self.columns) <= known:
-            raise DataError(f"`columns` renames {', '.join(sorted(known))}; got {self.columns}.")
-
-    def name(self, role: str) -> str:
-        """The table's name of a column."""
-        return self.columns.get(role, role)
 
 
 @register("data", "folder")
@@ -73,12 +38,11 @@ class Folder:
     `patient`, `split` (train, validation, test), `report`, `id`, findings and scalars. Without
     `split`, patients are split 70 : 10 : 20 by a hash of their names. Without `patient`, every
     image counts as its own patient, and a warning says so. Images are 8 or 16 bit PNG, JPEG, TIFF
-    or DICOM, read when first asked for and kept in memory at their new size, in the bits that they
-    were stored in.
+    or DICOM, volumes NIfTI, read when first asked for and kept in memory at their new size.
 
     Args:
         root: folder that holds the data of this machine.
-        size: height and width of the images, in pixels.
+        size: height and width of the images, in pixels; or the three sides of volumes, in voxels.
         path: folder of the table, relative to the root.
         table: name of the table; otherwise `table` or `labels`, `.csv` or `.json`.
         findings: one column of a class a study (exclusive, in sorted order), or a tuple of columns
@@ -112,12 +76,15 @@ class Folder:
         channels: int = 1,
         reading: Reading = Reading(),
     ) -> None:
-        if len(size) != 2 or min(size) < 1 or channels < 1 or len(mask_classes) == 1:
+        flat = len(size) == 2
+        if len(size) not in (2, 3) or min(size) < 1 or channels < 1 or len(mask_classes) == 1:
             raise DataError(
-                "a folder reads images of a positive height and width and at least 1 channel, and "
-                f"masks of at least 2 classes; got size {size}, channels {channels}, mask_classes "
-                f"{mask_classes}."
+                "a folder reads images of a positive height and width, or volumes of three "
+                "positive sides, of at least 1 channel, and masks of at least 2 classes; got size "
+                f"{size}, channels {channels}, mask_classes {mask_classes}."
             )
+        if channels > 1 and not flat:
+            raise DataError(f"a folder reads volumes of 1 channel, got channels {channels}.")
         self.reading = reading
         self.left_out: dict[str, int] = {}
         self._folder = Path(root) / inside(Path(root), path)
@@ -132,6 +99,8 @@ class Folder:
             mask_classes=tuple(mask_classes),
             scalars=tuple(scalars),
             text=reading.text,
+            spacing=() if flat else reading.spacing or (),
+            window=None if flat else reading.window,
         )
         self.labels: Tensor | None = labels
         self.scalars: Tensor | None = torch.tensor(numbers_of(rows, scalars)) if scalars else None
@@ -140,8 +109,7 @@ class Folder:
         self.images = self._files(rows, "image")
         self.masks = self._files(rows, "mask") if mask_classes else None
         self.studies = _studies(rows, reading)
-        self._cache: dict[int, tuple[NDArray[Any], NDArray[Any] | None]] = {}
-        self._cached_bytes = 0
+        self._images = Images([[path] for path in self.images], self.masks, self.schema, reading)
 
     def __len__(self) -> int:
         return len(self.studies)
@@ -149,12 +117,9 @@ class Folder:
     def __getitem__(self, index: int) -> Batch:
         if not 0 <= index < len(self):
             raise IndexError(f"study {index} of {len(self)}")
-        pixels, mask = self._read(index)
-        image = torch.from_numpy(pixels.astype(np.float32)) * (2 / np.iinfo(pixels.dtype).max) - 1
         source = self._folder.name
-        return Batch(
-            image=image[None],
-            mask=None if mask is None else torch.from_numpy(mask.astype(np.int64))[None],
+        return replace(
+            self._images[index],
             label=None if self.labels is None else self.labels[index : index + 1],
             scalar=None if self.scalars is None else self.scalars[index : index + 1],
             text=None if self.reports is None else (self.reports[index],),
@@ -206,56 +171,6 @@ class Folder:
             )
         return files
 
-    def _read(self, index: int) -> tuple[NDArray[Any], NDArray[Any] | None]:
-        """The resized image (c, h, w) and mask (h, w) as integers, from memory if there."""
-        if index in self._cache:
-            return self._cache[index]
-        size = (self.schema.size[0], self.schema.size[1])
-        path = self.images[index]
-        image = read_image(path)
-        try:
-            pixels = to_channels(image.pixels, self.schema.channels)
-        except ValueError as error:
-            raise DataError(f"{path}: {error}.") from error
-        kind = np.uint8 if image.bits <= 8 else np.uint16
-        fitted = fit_image(pixels, size, self.reading.fit).clip(0, 1)
-        stored = np.rint(fitted * np.iinfo(kind).max).astype(kind)
-        mask = None
-        if self.masks is not None:
-            classes = classes_in(self.masks[index], self.schema.mask_classes, pixels.shape[1:])
-            mask = fit_mask(classes, size, self.reading.fit).astype(
-                np.min_scalar_type(len(self.schema.mask_classes))
-            )
-        need = stored.nbytes + (0 if mask is None else mask.nbytes)
-        if self._cached_bytes + need <= CACHE_BYTES:
-            self._cached_bytes += need
-            self._cache[index] = (stored, mask)
-        return stored, mask
-
-
-def classes_in(
-    path: Path, names: Sequence[str], size: Sequence[int] | None = None
-) -> NDArray[np.int64]:
-    """The classes (h, w) of a mask file, checked against their names and the size of its image.
-
-    Raises:
-        DataError: unreadable, of another size than its image, or with classes that have no name.
-    """
-    mask = read_mask(path)
-    if size is not None and mask.shape != tuple(size):
-        raise DataError(f"{path}: the mask is {mask.shape}, its image {tuple(size)} pixels.")
-    values = np.unique(mask).tolist()
-    if len(names) == 2 and set(values) <= {0, 255}:
-        return mask // 255
-    unlisted = [value for value in values if not 0 <= value < len(names)]
-    if unlisted:
-        raise DataError(
-            f"{path}: the mask has values {unlisted[:SHOWN]} beyond its {len(names)} classes "
-            f"({', '.join(f'{i} {name}' for i, name in enumerate(names))}). List them in "
-            "`mask_classes`, or mend the mask."
-        )
-    return mask
-
 
 def _labels(
     rows: Table, findings: str | tuple[str, ...] | None
@@ -296,7 +211,7 @@ def _ids(rows: Table, reading: Reading) -> list[str]:
     if reading.name("id") in rows.columns:
         ids = rows.column(reading.name("id"), "the ids")
     else:
-        ids = [Path(name).stem for name in images]
+        ids = [Path(name.removesuffix(".gz")).stem for name in images]
         if repeated(ids):
             ids = images
     rows.refuse([f"id '{name}' stands in two rows" for name in repeated(ids)])

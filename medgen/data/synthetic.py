@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from medgen.data.folder import Folder
+from medgen.data.images import Reading
 from medgen.data.splits import SHOWN, one_hot
 from medgen.data.table import flags_of, read_table
 from medgen.errors import DataError
@@ -51,6 +52,10 @@ class SyntheticDataset:
             schema = replace(schema, mask_classes=())
         self.transform = transform
         self.schema = replace(schema, text=False)
+        reading = Reading()
+        if len(schema.size) == 3:
+            spacing = schema.spacing if len(schema.spacing) == 3 else None
+            reading = Reading(spacing=spacing, window=schema.window or (-1.0, 1.0))
         self._files = Folder(
             folder,
             schema.size,
@@ -58,6 +63,7 @@ class SyntheticDataset:
             mask_classes=schema.mask_classes,
             scalars=schema.scalars,
             channels=schema.channels,
+            reading=reading,
         )
         if schema.exclusive:
             values = table.column("finding", "the finding")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
@@ -34,6 +35,52 @@ OUTLINES = (
 """Colours of the classes of a mask, from class 1 on; they repeat."""
 
 
+def planes(images: Tensor, masks: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+    """Volumes as pictures: an axial, a coronal and a sagittal slice side by side.
+
+    The patient's right is on the left, front and head are up, as radiologists look at them. Slices
+    go through the middle of a mask's foreground, or of the volume where there is none.
+
+    Args:
+        images: (b c x y z) in [-1, 1], axes to the right, front and head.
+        masks: (b x y z) integer classes.
+
+    Returns:
+        Pictures (b c h w), black around smaller slices, and masks (b h w), if there are any.
+    """
+    pictures, outlines = [], []
+    for i, volume in enumerate(images):
+        mask = None if masks is None else masks[i]
+        at = _middle(volume, mask)
+        pictures.append(_beside(_slices(volume, at), -1.0))
+        if mask is not None:
+            outlines.append(_beside(_slices(mask, at), 0))
+    return torch.stack(pictures), torch.stack(outlines) if outlines else None
+
+
+def _middle(volume: Tensor, mask: Tensor | None) -> list[int]:
+    if mask is not None and (places := (mask > 0).nonzero()).numel():
+        return places.double().mean(0).round().long().tolist()
+    return [side // 2 for side in volume.shape[-3:]]
+
+
+def _slices(volume: Tensor, at: Sequence[int]) -> list[Tensor]:
+    """Axial, coronal and sagittal slices (... h w) of a volume (... x y z)."""
+    x, y, z = at
+    cut = (volume[..., :, :, z], volume[..., :, y, :], volume[..., x, :, :])
+    return [plane.flip((-2, -1)).transpose(-2, -1) for plane in cut]
+
+
+def _beside(parts: list[Tensor], fill: float) -> Tensor:
+    """Slices (... h w) of several heights side by side."""
+    height = max(part.shape[-2] for part in parts)
+    padded = [
+        torch.nn.functional.pad(part, (0, 0, 0, height - part.shape[-2]), value=fill)
+        for part in parts
+    ]
+    return torch.cat(padded, dim=-1)
+
+
 def contact_sheet(
     images: Tensor,
     *,
@@ -47,9 +94,10 @@ def contact_sheet(
 
     Args:
         images: (b c h w) in [-1, 1]; 3 channels are colour, other channels stand side by side.
+            Volumes (b c x y z) show three planes.
         captions: one an image, under it; cut to its width.
         columns: images a row; None makes the sheet a little wider than high.
-        masks: (b h w) integer classes, outlined in one colour a class.
+        masks: (b h w), or (b x y z), integer classes, outlined in one colour a class.
         scale: pixels of the sheet a pixel of an image; None enlarges small images.
         path: where to write it as PNG, if anywhere.
 
@@ -57,6 +105,8 @@ def contact_sheet(
         ValueError: no images, or another shape or number of masks or captions.
         OutputError: the file cannot be written.
     """
+    if images.ndim == 5:
+        images, masks = planes(images, masks)
     _check_shapes(images, captions, masks)
     count, _, height, width = images.shape
     scale = scale or max(1, round(CELL / max(height, width)))

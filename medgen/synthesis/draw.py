@@ -247,7 +247,7 @@ def _written(
         seed=seed,
         condition=condition_of(plan.conditions, index, model.drawn),
     )
-    files = write_sample(out, sample_name(index), image, mask)
+    files = write_sample(out, sample_name(index), image, mask, model.drawn)
     return {**asdict(provenance), "index": index, "files": files}
 
 

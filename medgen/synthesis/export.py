@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
-from medgen.data.files import write_png
+from medgen.data.export import write_image, write_mask
 from medgen.disk import write_bytes
 from medgen.types import Batch, Schema
 
@@ -37,25 +37,23 @@ def condition_of(conditions: Batch, index: int, schema: Schema) -> dict[str, Any
 
 
 def write_sample(
-    folder: Path, name: str, image: Tensor, mask: Tensor | None
+    folder: Path, name: str, image: Tensor, mask: Tensor | None, schema: Schema
 ) -> dict[str, dict[str, str]]:
     """Write one sample's files.
 
     Args:
         folder: of the dataset.
         name: of the sample.
-        image: (c h w) in [-1, 1].
-        mask: (h w) classes that it was asked for, or None.
+        image: (c *s) in [-1, 1].
+        mask: (*s) classes that it was asked for, or None.
+        schema: of the samples.
 
     Returns:
         For "image" and "mask": path within the dataset and SHA-256 of the file.
     """
-    pixels = ((image.clamp(-1, 1) + 1) / 2).numpy()
-    files = {"image": folder / "images" / f"{name}.png"}
-    write_png(files["image"], pixels, bits=8)
+    files = {"image": write_image(folder / "images" / name, image, schema)}
     if mask is not None:
-        files["mask"] = folder / "masks" / f"{name}.png"
-        write_png(files["mask"], mask.numpy(), bits=8)
+        files["mask"] = write_mask(folder / "masks" / name, mask, schema)
     return {
         kind: {
             "path": str(path.relative_to(folder)),
@@ -135,7 +133,7 @@ Every image in this folder is **synthetic**: drawn by a generator, not measured 
 for research and to train models; never for diagnosis, and never in a validation or test set.
 
 - samples: {len(records)}{_filtered(about)}
-- size: {" x ".join(map(str, schema.size))}, {schema.channels} channel(s), 8 bit
+- size: {" x ".join(map(str, schema.size))}, {schema.channels} channel(s){_unit(schema)}
 - findings: {findings}
 - generator: recipe `{about["recipe"]}`, checkpoint `{about["checkpoint"]}`
 - `labels.csv`: one line a sample; medgen's `folder` reader reads it
@@ -143,6 +141,15 @@ for research and to train models; never for diagnosis, and never in a validation
 
 `medgen verify` re-draws samples of this folder from their seeds and compares them byte for byte.
 """
+
+
+def _unit(schema: Schema) -> str:
+    """How the files store intensities, and mm between voxels where they are known."""
+    if len(schema.size) == 2:
+        return ", 8 bit"
+    spacing = f", {' x '.join(f'{mm:g}' for mm in schema.spacing)} mm" if schema.spacing else ""
+    low, high = schema.window or (-1, 1)
+    return f"{spacing}, intensities from {low:g} to {high:g}"
 
 
 def _filtered(about: Mapping[str, Any]) -> str:

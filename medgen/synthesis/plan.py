@@ -15,6 +15,7 @@ from torch import Tensor
 
 from medgen.data.files import read_mask
 from medgen.data.splits import load
+from medgen.data.volumes import read_volume
 from medgen.errors import DataError, did_you_mean
 from medgen.model import GenerativeModel
 from medgen.protocols import Dataset
@@ -168,14 +169,15 @@ def plan_from_table(schema: Schema, table: Path, *, seed: int = 0) -> Plan:
 
 
 def mask_folder(folder: Path, schema: Schema) -> Tensor:
-    """Every PNG mask of a folder, in the order of names.
+    """Every mask of a folder, PNG files or NIfTI files of volumes, in the order of names.
 
     Raises:
         DataError: the model takes no masks, the folder holds none, or one does not fit.
     """
     if not schema.mask_classes:
         raise DataError("this model was trained without masks; leave --masks out")
-    return read_masks(sorted(folder.glob("*.png")), schema)
+    pattern = "*.png" if len(schema.size) == 2 else "*.nii*"
+    return read_masks(sorted(folder.glob(pattern)), schema)
 
 
 def read_masks(files: list[Path], schema: Schema) -> Tensor:
@@ -189,7 +191,8 @@ def read_masks(files: list[Path], schema: Schema) -> Tensor:
     classes = max(len(schema.mask_classes), 1)
     masks = []
     for file in files:
-        values = torch.from_numpy(read_mask(file).astype(np.int64))
+        stored = read_mask(file) if len(schema.size) == 2 else read_volume(file).voxels
+        values = torch.from_numpy(stored.astype(np.int64))
         if classes == 2 and set(values.unique().tolist()) <= {0, 255}:
             values = values.clamp(max=1)
         if values.max() >= classes:

@@ -126,7 +126,7 @@ def _drawn_differently(
                 continue
             mask = None if plan.conditions.mask is None else plan.conditions.mask[row]
             with tempfile.TemporaryDirectory() as scratch:
-                files = write_sample(Path(scratch), "again", images[place], mask)
+                files = write_sample(Path(scratch), "again", images[place], mask, model.drawn)
             if files["image"]["sha256"] != records[row]["files"]["image"]["sha256"]:
                 yield f"{records[row]['id']}: drawn again from its seed, it is another image"
 
