@@ -55,6 +55,20 @@ def evaluate_run(
     write_json(out / EVALUATION, found)
 
 
+def check_proof(section: dict[str, Any] | None, schema: Schema) -> None:
+    """Refuse a `prove` section that these studies cannot serve, before anything is trained.
+
+    Raises:
+        DataError: the task needs what the studies lack.
+        RecipeError: the consumer is unknown or does not take these images.
+    """
+    from medgen.augmentation.tasks import task_for
+
+    if section:
+        settings = prove_settings(section, {})
+        task_for(settings.task, schema, settings.consumer).network()
+
+
 def prove_run(
     out: Path, studies: Dataset, section: dict[str, Any] | None, progress: Progress
 ) -> None:

@@ -30,7 +30,7 @@ from medgen.data.latents import cached_latents
 from medgen.data.splits import Subset, by_split, check_leakage, load
 from medgen.disk import write_bytes
 from medgen.errors import DataError, OutputError, RecipeError
-from medgen.evidence import SYNTHETIC, evaluate_run, prove_run, report_run
+from medgen.evidence import SYNTHETIC, check_proof, evaluate_run, prove_run, report_run
 from medgen.model import GenerativeModel
 from medgen.protocols import Codec, Dataset
 from medgen.recipe import Recipe, digest
@@ -133,6 +133,8 @@ class Run:
 
     def run(self) -> Path:
         """Every stage; returns the report, or a codec's folder."""
+        if self.recipe.kind == "generator":
+            check_proof(self.recipe.sections["prove"], self.studies.schema)
         self.train()
         if self.recipe.kind == "codec":
             return self.out

@@ -86,21 +86,26 @@ class ProveSettings:
     Args:
         task: "classification" of the findings, "segmentation" of the masks or "regression" of the
             scalars.
+        consumer: the network: "medgen" is a small one of its own, else LIBRARY:NAME such as
+            torchvision:resnet18, timm:NAME, smp:Unet or monai:UNet, with random weights.
         fractions: shares of the training patients that the consumer may use.
         ratios: synthetic studies for every real one in the mixed arm.
         repeats: paired repeats of every arm.
-        controls: further arms: "augmentation" (real studies under strong classical augmentation)
-            and "pretraining" (half the steps on synthetic studies, then half on real ones).
+        controls: further arms: "augmentation" (real studies under strong classical augmentation),
+            "pretraining" (half the steps on synthetic studies, then half on real ones) and
+            "randomized" (images of random contrast painted from real training masks, instead of
+            the generator's samples).
         steps: optimiser steps of every arm, equal for all.
         batch: studies an optimiser step of the consumer.
         seed: all randomness of the experiment derives from it.
     """
 
     task: TaskName
+    consumer: str = "medgen"
     fractions: tuple[float, ...] = (1.0,)
     ratios: tuple[float, ...] = (1.0,)
     repeats: int = 3
-    controls: tuple[Literal["augmentation", "pretraining"], ...] = ()
+    controls: tuple[Literal["augmentation", "pretraining", "randomized"], ...] = ()
     steps: int = 300
     batch: int = 32
     seed: int = 0

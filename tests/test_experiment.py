@@ -19,6 +19,7 @@ from medgen.augmentation.verdict import (
     DUPLICATES,
     MIXED,
     PRETRAINED,
+    RANDOMIZED,
     REAL,
     SYNTHETIC,
     compare,
@@ -220,6 +221,27 @@ def test_controls_are_further_arms(tmp_path):
     held = {(c["arm"], c["versus"]) for c in result.comparisons}
     assert {(MIXED, AUGMENTED), (PRETRAINED, REAL), (AUGMENTED, REAL)} <= held
     assert sum(c["primary"] for c in result.comparisons) == 1
+
+
+def test_images_painted_from_masks_are_a_control(tmp_path):
+    """As many as the mixed arm's, from masks of its own real studies; held against both arms."""
+    settings = replace(QUICK, task="segmentation", controls=("randomized",), repeats=1)
+    real, synthetic = discs(60), discs(30, seed=1, synthetic=True)
+    result = prove(real, synthetic, settings, out=tmp_path / "a", generator_saw=SAW)
+    rows = {row["arm"]: row for row in result.rows}
+    assert rows[RANDOMIZED]["synthetic"] == rows[MIXED]["synthetic"] == 30
+    held = {(c["arm"], c["versus"]): c for c in result.comparisons}
+    assert {(MIXED, RANDOMIZED), (RANDOMIZED, DUPLICATES)} <= set(held)
+    assert [pair for pair, c in held.items() if c["primary"]] == [(MIXED, DUPLICATES)]
+    train = by_split(real, "train")
+    arm = Arm(0.1, RANDOMIZED, 1.5, 0)
+    chosen, painted = training_indices(arm, train, 400, seed=0)
+    assert set(painted) == set(chosen)
+    assert len(painted) == round(1.5 * len(chosen))
+    bare = [discs(40, seed=i, synthetic=bool(i), masks=False) for i in (0, 1)]
+    without = replace(settings, task="classification")
+    with pytest.raises(DataError, match="carry none"):
+        prove(*bare, without, out=tmp_path / "b", generator_saw=SAW)
 
 
 def test_training_may_start_from_a_network():

@@ -11,6 +11,7 @@ from medgen.augmentation.verdict import (
     DUPLICATES,
     MIXED,
     PRETRAINED,
+    RANDOMIZED,
     REAL,
     SYNTHETIC,
     WITHOUT_RATIO,
@@ -54,6 +55,8 @@ def plan(settings: ProveSettings) -> list[Arm]:
             for ratio in ratios:
                 arms.append(Arm(fraction, DUPLICATES, ratio, repeat))
                 arms.append(Arm(fraction, MIXED, ratio, repeat))
+                if "randomized" in settings.controls:
+                    arms.append(Arm(fraction, RANDOMIZED, ratio, repeat))
             if ratios:
                 arms.append(Arm(fraction, SYNTHETIC, ratios[-1], repeat))
             if "augmentation" in settings.controls:
@@ -69,7 +72,8 @@ def training_indices(
     """Which real and which synthetic studies an arm trains on; a repeated index is a duplicate.
 
     All arms of a repeat hold the same real studies, and the mixed and the synthetic-only arm draw
-    the synthetic ones from the same order.
+    the synthetic ones from the same order. The randomized arm names, in place of synthetic studies,
+    real ones whose masks it paints anew, as many as the mixed arm has synthetic ones.
 
     Args:
         arm: which run.
@@ -90,6 +94,10 @@ def training_indices(
         return chosen, drawn[:extra]
     if arm.name == SYNTHETIC:
         return [], drawn[: len(chosen) + extra]
+    if arm.name == RANDOMIZED:
+        masks = np.random.default_rng(derive(seed, "masks", arm.fraction, arm.repeat))
+        order = [chosen[int(i)] for i in masks.permutation(len(chosen))]
+        return chosen, [order[i % len(order)] for i in range(len(drawn[:extra]))]
     spare = np.random.default_rng(derive(seed, "duplicates", arm.fraction, arm.repeat))
     whole, rest = divmod(extra, len(chosen))
     part = [chosen[int(i)] for i in spare.permutation(len(chosen))[:rest]]

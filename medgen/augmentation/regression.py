@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from medgen.augmentation.augment import STRONG, Augment
-from medgen.augmentation.networks import SmallClassifier
+from medgen.augmentation.consumers import OWN, network_for
 from medgen.augmentation.scores import mean_absolute_error, mean_r2
 from medgen.errors import DataError
 from medgen.settings import TaskName
@@ -27,6 +27,7 @@ class Regression:
 
     Args:
         schema: names the scalars.
+        consumer: name of the network.
         center: mean of every scalar over the training studies, by which it is standardised.
         scale: standard deviation of every scalar over them.
 
@@ -40,11 +41,15 @@ class Regression:
     light, strong = replace(Augment(), scale=0.0), replace(STRONG, scale=0.0)
 
     def __init__(
-        self, schema: Schema, center: Tensor | None = None, scale: Tensor | None = None
+        self,
+        schema: Schema,
+        consumer: str = OWN,
+        center: Tensor | None = None,
+        scale: Tensor | None = None,
     ) -> None:
         if not schema.scalars:
             raise DataError("regression needs scalars, and the dataset's schema names none")
-        self.schema = schema
+        self.schema, self.consumer = schema, consumer
         self.center = torch.zeros(len(schema.scalars)) if center is None else center
         self.scale = torch.ones(len(schema.scalars)) if scale is None else scale
 
@@ -58,11 +63,11 @@ class Regression:
         """The task that standardises by mean and deviation of these targets."""
         center = targets.nanmean(0).nan_to_num(0.0)
         scale = (targets - center).square().nanmean(0).sqrt()
-        return type(self)(self.schema, center, torch.where(scale > 0, scale, 1.0))
+        return type(self)(self.schema, self.consumer, center, torch.where(scale > 0, scale, 1.0))
 
     def network(self) -> nn.Module:
-        """A residual network with one standardised output a scalar."""
-        return SmallClassifier(self.schema.channels, len(self.schema.scalars), self.schema.size)
+        """A network with one standardised output a scalar."""
+        return network_for(self.consumer, self.schema, len(self.schema.scalars), dense=False)
 
     def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Squared error in standard deviations; unknown scalars count 0."""

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from medgen.augmentation.augment import STRONG, Augment
-from medgen.augmentation.networks import SmallClassifier, SmallUNet
+from medgen.augmentation.consumers import OWN, network_for
+from medgen.augmentation.networks import SmallClassifier
 from medgen.augmentation.regression import Regression
 from medgen.augmentation.scores import (
     accuracy,
@@ -79,6 +80,7 @@ class Classification:
 
     Args:
         schema: names the findings and whether exactly one is present.
+        consumer: name of the network.
 
     Raises:
         DataError: the schema names no findings.
@@ -89,10 +91,10 @@ class Classification:
     lr = 1e-3
     light, strong = Augment(), STRONG
 
-    def __init__(self, schema: Schema) -> None:
+    def __init__(self, schema: Schema, consumer: str = OWN) -> None:
         if not schema.findings:
             raise DataError("classification needs findings, and the dataset's schema names none")
-        self.schema = schema
+        self.schema, self.consumer = schema, consumer
 
     def targets(self, batch: Batch) -> Tensor:
         """Labels (b k): 1 present, 0 absent, -1 unknown."""
@@ -105,8 +107,8 @@ class Classification:
         return self
 
     def network(self) -> nn.Module:
-        """A residual classifier with one logit a finding."""
-        return SmallClassifier(self.schema.channels, len(self.schema.findings), self.schema.size)
+        """A classifier with one logit a finding."""
+        return network_for(self.consumer, self.schema, len(self.schema.findings), dense=False)
 
     def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Cross-entropy of exclusive findings, else binary cross-entropy; unknown counts 0."""
@@ -136,6 +138,7 @@ class Segmentation:
 
     Args:
         schema: names the classes of a mask.
+        consumer: name of the network.
 
     Raises:
         DataError: the schema names no masks.
@@ -146,10 +149,10 @@ class Segmentation:
     lr = 2e-3
     light, strong = Augment(), STRONG
 
-    def __init__(self, schema: Schema) -> None:
+    def __init__(self, schema: Schema, consumer: str = OWN) -> None:
         if not schema.mask_classes:
             raise DataError("segmentation needs masks, and the dataset's schema names none")
-        self.schema = schema
+        self.schema, self.consumer = schema, consumer
         self.classes = len(schema.mask_classes)
 
     def targets(self, batch: Batch) -> Tensor:
@@ -163,8 +166,8 @@ class Segmentation:
         return self
 
     def network(self) -> nn.Module:
-        """A U-Net with one logit a class and pixel."""
-        return SmallUNet(self.schema.channels, self.classes, self.schema.size)
+        """A segmenter with one logit a class and pixel."""
+        return network_for(self.consumer, self.schema, self.classes, dense=True)
 
     def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Cross-entropy plus soft Dice (Isensee et al. 2021, nnU-Net, equation in methods)."""
@@ -190,9 +193,15 @@ class Segmentation:
 TASKS = {"classification": Classification, "segmentation": Segmentation, "regression": Regression}
 
 
-def task_for(name: str, schema: Schema) -> Task:
-    """The task "classification", "segmentation" or "regression" on studies of a schema."""
-    return TASKS[name](schema)
+def task_for(name: str, schema: Schema, consumer: str = OWN) -> Task:
+    """The task "classification", "segmentation" or "regression" on studies of a schema.
+
+    Args:
+        name: of the task.
+        schema: of the studies.
+        consumer: name of the network, as `network_for` takes it.
+    """
+    return TASKS[name](schema, consumer)
 
 
 @dataclass(frozen=True)

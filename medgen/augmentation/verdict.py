@@ -24,8 +24,11 @@ from medgen.types import Estimate, Study
 
 REAL, DUPLICATES, MIXED, SYNTHETIC = "real", "real x k", "real + synthetic", "synthetic only"
 AUGMENTED, PRETRAINED = "real + augmentation", "synthetic then real"
+RANDOMIZED = "real + randomized"
 WITHOUT_RATIO = (REAL, AUGMENTED)
 """Arms that no synthetic study enters."""
+PRIMARY = (MIXED, DUPLICATES)
+"""The comparison that verdicts rest on."""
 LEVEL = 0.05
 DRAWS = 2000
 METHOD = "paired: bootstrap over test patients, Student t over repeats, {draws} draws"
@@ -45,8 +48,9 @@ def compare(
     """Paired differences of arms, each with interval, p-value, verdict and what it could have seen.
 
     At every fraction and ratio the mixed arm is held against the duplicates (the primary
-    comparison), against real alone and against classical augmentation; synthetic alone,
-    pre-training and augmentation are held against real alone. The ratios of a fraction are
+    comparison), against real alone, against classical augmentation and against images painted from
+    masks alone; these are held against the duplicates, and synthetic alone, pre-training and
+    augmentation against real alone. The ratios of a fraction are
     several tries at one question: a verdict other than "no evidence" needs a p-value below 0.05
     after Holm's adjustment over them. "estimate" holds the plain 95 % interval, "holm" the wider
     one that goes with the adjusted p-value, "detectable" the smallest difference that would have
@@ -71,6 +75,8 @@ def compare(
             (MIXED, DUPLICATES, ratios),
             (MIXED, REAL, ratios),
             (MIXED, AUGMENTED, ratios),
+            (MIXED, RANDOMIZED, ratios),
+            (RANDOMIZED, DUPLICATES, ratios),
             (SYNTHETIC, REAL, ratios[-1:]),
             (PRETRAINED, REAL, ratios[-1:]),
             (AUGMENTED, REAL, [0.0]),
@@ -93,7 +99,7 @@ def compare(
                         "arm": arm,
                         "versus": versus,
                         "ratio": ratio,
-                        "primary": versus == DUPLICATES,
+                        "primary": (arm, versus) == PRIMARY,
                         "estimate": asdict(estimate),
                         **found,
                         "power": _power(found["detectable"], estimate, table.repeats),

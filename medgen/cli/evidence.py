@@ -106,15 +106,27 @@ def evaluate(
 @synthetic_option
 @options.out(required=True)
 @click.option("--task", type=click.Choice(["classification", "segmentation", "regression"]))
+@click.option(
+    "--consumer",
+    help="The network: medgen (default), or such as torchvision:resnet18, timm:NAME, smp:Unet, "
+    "monai:UNet.",
+)
 @click.option("--fractions", help="Shares of the training patients, such as 0.02,0.1,1.")
 @click.option("--ratios", help="Synthetic studies for every real one, such as 0.5,1.")
 @click.option("--repeats", type=click.IntRange(1))
 @click.option("--steps", type=click.IntRange(1))
 @click.option(
+    "--workers",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    help="Processes that train arms side by side.",
+)
+@click.option(
     "--control",
     "controls",
     multiple=True,
-    type=click.Choice(["augmentation", "pretraining"]),
+    type=click.Choice(["augmentation", "pretraining", "randomized"]),
     help="A further arm; may be repeated.",
 )
 @options.overrides
@@ -124,10 +136,12 @@ def prove(
     synthetic: Path,
     out: Path,
     task: str | None,
+    consumer: str | None,
     fractions: str | None,
     ratios: str | None,
     repeats: int | None,
     steps: int | None,
+    workers: int,
     controls: tuple[str, ...],
     overrides: tuple[str, ...],
     as_json: bool,
@@ -141,7 +155,7 @@ def prove(
     from medgen.assembly import prove_settings
     from medgen.augmentation.experiment import prove as experiment
 
-    asked = {"task": task, "repeats": repeats, "steps": steps}
+    asked = {"task": task, "consumer": consumer, "repeats": repeats, "steps": steps}
     asked |= {"fractions": _numbers(fractions), "ratios": _numbers(ratios)}
     asked |= {"controls": list(controls) or None}
     recipe, studies, drawn = _read(real, synthetic, overrides)
@@ -156,6 +170,7 @@ def prove(
             settings,
             out=out,
             generator_saw=saw,
+            workers=workers,
             progress=lambda done, total, name: progress(done, total),
         )
     if as_json:

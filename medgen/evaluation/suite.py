@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from medgen.augmentation.experiment import plain
+from medgen.augmentation.trial import plain
 from medgen.errors import DataError
 from medgen.evaluation.comparison import Comparison, Progress
 from medgen.evaluation.privacy import Memorization

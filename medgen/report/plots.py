@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from markupsafe import Markup
 
-from medgen.augmentation.verdict import DUPLICATES, MIXED, REAL, SYNTHETIC
+from medgen.augmentation.verdict import DUPLICATES, MIXED, RANDOMIZED, REAL, SYNTHETIC
 from medgen.report.results import Comparison, Proof
 from medgen.report.svg import COLOURS, HEIGHT, render
 from medgen.report.wording import arm_words, score_words
@@ -65,7 +65,7 @@ def arm_points(rows: Sequence[Mapping[str, Any]]) -> list[ArmPoint]:
     """
     groups: dict[tuple[float, str, float], list[Mapping[str, Any]]] = {}
     for row in rows:
-        ratio = row["ratio"] if row["arm"] in (DUPLICATES, MIXED) else math.nan
+        ratio = row["ratio"] if row["arm"] in (DUPLICATES, MIXED, RANDOMIZED) else math.nan
         key = (row["fraction"], row["arm"], ratio if math.isfinite(ratio) else -1.0)
         groups.setdefault(key, []).append(row)
     order = {arm: position for position, arm in enumerate(MARKERS)}

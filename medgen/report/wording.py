@@ -12,6 +12,7 @@ from medgen.augmentation.verdict import (
     DUPLICATES,
     MIXED,
     PRETRAINED,
+    RANDOMIZED,
     REAL,
     SYNTHETIC,
 )
@@ -28,6 +29,7 @@ ARMS: Mapping[str, str] = {
     SYNTHETIC: "synthetic only",
     AUGMENTED: "real, augmented",
     PRETRAINED: "synthetic, then real",
+    RANDOMIZED: "real + random contrast",
 }
 METRICS: Mapping[str, tuple[str, str]] = {
     "frechet": ("Fréchet distance", "distance between the two sets, as Gaussians of features"),
@@ -115,7 +117,7 @@ def arm_words(arm: str, ratio: float = math.nan) -> str:
     base = ARMS.get(arm, arm.replace("_", " "))
     if arm == DUPLICATES and math.isfinite(ratio):
         return f"{base} {1 + ratio:g} times"
-    return f"{base}, 1 : {ratio:g}" if arm == MIXED and math.isfinite(ratio) else base
+    return f"{base}, 1 : {ratio:g}" if arm in (MIXED, RANDOMIZED) and math.isfinite(ratio) else base
 
 
 def decimals(estimate: Estimate) -> int:
@@ -247,11 +249,13 @@ def verdict_sentence(comparison: Comparison, proof: Proof) -> tuple[str, str, st
         DUPLICATES: "real studies repeated",
         AUGMENTED: "strong classical augmentation of the real studies",
         PRETRAINED: "pre-training on synthetic studies",
+        RANDOMIZED: f"images of random contrast made from masks{ratio}",
     }.get(comparison.arm, f"the arm '{arm_words(comparison.arm)}'")
     control = {
         DUPLICATES: "the same real studies repeated to the same count (the duplicates control)",
         REAL: "the real studies alone",
         AUGMENTED: "strong classical augmentation of the real studies",
+        RANDOMIZED: "as many images of random contrast made from masks",
     }.get(comparison.versus, f"the arm '{arm_words(comparison.versus)}'")
     interval = interval_text(estimate, signed=True)
     effect = f"{_change(comparison)} (95{PERCENT} interval {interval}; n = {estimate.n})"
