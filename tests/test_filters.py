@@ -1,7 +1,9 @@
 """Filters: as strict as stated on real studies, blind to no planted fault, exactly once."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,9 +13,11 @@ from toy_studies import discs
 
 from medgen.assembly import from_pretrained
 from medgen.cli.main import cli
+from medgen.data.folder import Folder
 from medgen.data.splits import by_split, load
 from medgen.data.synthetic import SyntheticDataset
 from medgen.errors import DataError, OutputError, RecipeError
+from medgen.evaluation.privacy import nearest_distance, pixel_rows
 from medgen.recipe import load_recipe
 from medgen.registry import build, names
 from medgen.synthesis.draw import synthesize
@@ -46,7 +50,16 @@ def copied(batch):
     return replace(batch, image=(0.9 * train + 0.05).flip(-1))
 
 
+def repeated(batch):
+    """Twelve images over and over, mirrored every other time, under other exposures and noise."""
+    image = batch.image[torch.arange(len(batch)) % 12].clone()
+    image[12::2] = image[12::2].flip(-1)
+    exposure = torch.linspace(0.7, 1, len(batch))[:, None, None, None]
+    return replace(batch, image=image * exposure + 0.01 * torch.randn(image.shape))
+
+
 FAULTS = {
+    "duplicates": repeated,
     "findings": swapped,
     "masks": other_masks,
     "exposure": brighter,
@@ -176,3 +189,87 @@ def test_filters_of_a_recipe_and_of_the_command_line(trained, simulated_folder, 
     about = json.loads((out / "dataset.json").read_text())
     assert about["filters"]["budget"] == 40
     assert about["filters"]["filters"][0]["type"] == "copies"
+
+
+@pytest.fixture(scope="module")
+def unrepeated(factory, simulated_folder):
+    """A function that draws samples and refuses those nearer to an earlier one than a threshold."""
+    real = Folder(simulated_folder, (32, 32), findings=("cardiomegaly", "effusion"))
+    judge = build("filter", "duplicates", {"share": 0.0})
+    judge.fit(real)
+
+    def draw(out, threshold, count=14, budget=3, **options):
+        judge.threshold = threshold
+        filters = Filters([judge], [{"type": "duplicates"}], [str(threshold)], budget=budget)
+        wanted = plan(factory.model, count=count)
+        options = {"workers": 1, **options}
+        return synthesize(factory.model, wanted, out, filters=filters, **options).folder
+
+    return draw
+
+
+def spread(out):
+    """Distance of every sample to the nearest before it, the first left out."""
+    image = load(SyntheticDataset(out)).image
+    rows, mirrored = pixel_rows(image), pixel_rows(image.flip(-1))
+    return np.array(
+        [nearest_distance(rows[[i]], mirrored[[i]], rows[:i])[0] for i in range(1, len(rows))]
+    )
+
+
+def test_samples_that_repeat_others_are_drawn_again(unrepeated, factory, tmp_path, digests):
+    plain = unrepeated(tmp_path / "plain", 0.0)
+    threshold = float(np.median(spread(plain)))
+    out = unrepeated(tmp_path / "whole", threshold)
+    lines = [json.loads(line) for line in (out / "rejected.jsonl").read_text().splitlines()]
+    records = [json.loads(line) for line in (out / "manifest.jsonl").read_text().splitlines()]
+    about = json.loads((out / "dataset.json").read_text())
+    assert spread(out).min() >= threshold
+    assert {line["reason"] for line in lines} == {"near-duplicate of another sample"}
+    again = [r for r in records if r["index"] in {line["index"] for line in lines}]
+    assert again
+    assert about["unfilled"] == 14 - len(records) == 14 - len(list((out / "images").iterdir()))
+    assert about["rejected"] == {"near-duplicate of another sample": len(lines)}
+    assert verify(out, factory.model, count=14).problems == ()
+    whole = digests(out)
+    first = {f"images/synthetic-{index:06d}.png" for index in range(14)}
+    kept = {name: digest for name, digest in digests(plain).items() if name in first}
+    assert sum(whole.get(name) == digest for name, digest in kept.items()) >= 5
+    unrepeated(tmp_path / "shards", threshold, shard=(1, 2), workers=2)
+    assert digests(unrepeated(tmp_path / "shards", threshold, shard=(0, 2))) == whole
+
+
+@pytest.mark.parametrize("after", range(2))
+def test_an_interrupted_pass_ends_alike(unrepeated, tmp_path, digests, monkeypatch, after):
+    """The disk fails while refused samples are replaced or removed; then the command runs again."""
+    threshold = float(np.median(spread(unrepeated(tmp_path / "plain", 0.0))))
+    whole = digests(unrepeated(tmp_path / "whole", threshold))
+    moved = Path.replace
+    left = [after]
+
+    def failing(source, target):
+        if "fresh" in source.parts and not source.name.startswith("."):
+            left[0] -= 1
+            if left[0] < 0:
+                raise OSError(5, "Input/output error")
+        return moved(source, target)
+
+    monkeypatch.setattr(Path, "replace", failing)
+    out = tmp_path / "data"
+    with pytest.raises(OSError, match="Input/output"):
+        unrepeated(out, threshold)
+    monkeypatch.undo()
+    assert (out / "parts" / "decision.json").is_file()
+    assert digests(unrepeated(out, threshold)) == whole
+
+
+def test_two_that_finish_at_once_assemble_once(unrepeated, tmp_path, digests):
+    whole = digests(unrepeated(tmp_path / "whole", 0.0))
+    out = tmp_path / "data"
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda k: unrepeated(out, 0.0, shard=(k, 2)), range(2)))
+    assert digests(out) == whole
+    (out / ".lock").touch()
+    (out / "parts").mkdir()
+    assert digests(unrepeated(out, 0.0)) == whole
+    assert not (out / "parts").exists()

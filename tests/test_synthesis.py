@@ -190,6 +190,15 @@ def test_another_dataset_is_never_overwritten(dataset, factory, tmp_path, digest
     (other / "thesis.txt").write_text("years of work")
     with pytest.raises(OutputError, match="not empty"):
         factory(other)
+    assert [path.name for path in other.iterdir()] == ["thesis.txt"]
+
+
+def test_a_folder_claimed_by_a_killed_process_is_taken_over(dataset, factory, tmp_path, digests):
+    out = tmp_path / "data"
+    (out / "parts").mkdir(parents=True)
+    (out / "parts" / ".about.json.host.999999.tmp").write_bytes(b"{")
+    (out / ".lock").touch()
+    assert digests(factory(out).folder) == digests(dataset)
 
 
 @pytest.mark.parametrize("delay", [0.0, 0.4, 1.0])

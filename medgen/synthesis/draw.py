@@ -1,9 +1,8 @@
 """The sample factory: a plan to a dataset on disk, exactly once, whatever happens in between.
 
 The unit of work is a micro-batch of the plan. A unit's files are written, then a record that says
-so; tables are written when every unit has its record. A rerun draws only what has no record. Each
-unit is drawn on one thread with a fixed micro-batch, so its bytes do not depend on order, restarts,
-workers or processes (on one device type and library version).
+so; near-duplicates are judged and tables written when every unit has its record. A rerun draws only
+what has no record.
 """
 
 from __future__ import annotations
@@ -13,27 +12,30 @@ import os
 import shutil
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from medgen.disk import sweep, write_bytes
+from medgen.disk import locked, sweep, write_bytes
 from medgen.errors import DataError, OutputError
 from medgen.model import GenerativeModel
 from medgen.nn.attention import resolved_backend
-from medgen.rng import derive
-from medgen.synthesis.export import condition_of, write_sample, write_tables
+from medgen.synthesis.duplicates import without_duplicates
+from medgen.synthesis.export import write_tables
 from medgen.synthesis.filters import Filters
 from medgen.synthesis.plan import Plan
-from medgen.types import Batch, Provenance
+from medgen.synthesis.unit import draw_unit, one_thread, record_sample, seed_of, units_of
+from medgen.types import Batch
 
 Progress = Callable[[int, int], None]
 """Called with (samples done, samples in all)."""
+LOCK = ".lock"
+"""Held by the process that assembles a dataset, lest two that finish at once do."""
 
 
 @dataclass(frozen=True)
@@ -85,9 +87,9 @@ def synthesize(
     """
     about = _about(model, plan, filters)
     if _claim(out, about):
+        _tidy(out)
         return Drawn(out, 0, 0.0)
-    size = model.micro_batch
-    units = [range(start, min(start + size, len(plan))) for start in range(0, len(plan), size)]
+    units = units_of(plan, model.micro_batch)
     mine = [k for k in range(shard[0], len(units), shard[1]) if not _record(out, k).is_file()]
     before = done = sum(len(unit) for k, unit in enumerate(units) if _record(out, k).is_file())
     model.eval()
@@ -99,34 +101,8 @@ def synthesize(
         done += len(units[k])
         if progress is not None:
             progress(done, len(plan))
-    _assemble(model, out, units, about)
+    _assemble(model, plan, out, about=about, units=units, filters=filters)
     return Drawn(out, done - before, time.perf_counter() - began)
-
-
-def draw_unit(model: GenerativeModel, conditions: Batch, seeds: Sequence[int]) -> Batch:
-    """The studies of one unit, in their places, on one thread; images (n c *s) in [-1, 1]."""
-    with _one_thread():
-        return model.sample(conditions, list(seeds))
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-
-
-def seed_of(seed: int, attempt: int) -> int:
-    """The seed of a sample's further attempts; the first is the plan's."""
-    return derive(seed, "attempt", attempt) if attempt else seed
-
-
-def sample_name(index: int) -> str:
-    """The fresh identifier of sample `index`: it tells nothing about a patient."""
-    return f"synthetic-{index:06d}"
 
 
 def _about(model: GenerativeModel, plan: Plan, filters: Filters | None) -> dict[str, Any]:
@@ -154,24 +130,45 @@ def _claim(out: Path, about: dict[str, Any]) -> bool:
     Raises:
         OutputError: another dataset, or something else, stands there.
     """
-    complete, begun = out / "dataset.json", out / "parts" / "about.json"
-    for file in (complete, begun):
-        if file.is_file():
-            held = json.loads(file.read_text())
-            named = (*about, "filters")  # absent where nothing was filtered
-            changed = [key for key in dict.fromkeys(named) if held.get(key) != about.get(key)]
-            if changed:
-                raise OutputError(
-                    f"{out}: holds a dataset drawn with another {', '.join(changed)}; "
-                    "choose another folder with --out"
-                )
-            return file == complete
-    if out.is_dir() and any(out.iterdir()):
+    if _holds(out / "dataset.json", about):
+        return True
+    if not _is_free(out):
         raise OutputError(
             f"{out}: is not empty and holds no dataset of medgen; choose another folder"
         )
-    write_bytes(begun, json.dumps(about).encode())
+    with locked(out / LOCK):
+        begun = out / "parts" / "about.json"
+        if not _holds(begun, about):
+            write_bytes(begun, json.dumps(about).encode())
     return False
+
+
+def _holds(file: Path, about: dict[str, Any]) -> bool:
+    """Whether a dataset was completed or begun, the same one as now.
+
+    Raises:
+        OutputError: it is another one.
+    """
+    if not file.is_file():
+        return False
+    held = json.loads(file.read_text())
+    named = (*about, "filters")  # absent where nothing was filtered
+    changed = [key for key in dict.fromkeys(named) if held.get(key) != about.get(key)]
+    if changed:
+        raise OutputError(
+            f"{file.parent}: holds a dataset drawn with another {', '.join(changed)}; "
+            "choose another folder with --out"
+        )
+    return True
+
+
+def _is_free(out: Path) -> bool:
+    """Whether nothing stands there but a dataset that was begun, or is about to be."""
+    if (out / "parts" / "about.json").is_file():
+        return True
+    ours = (LOCK, "parts")
+    held = [path for path in out.rglob("*") if path.name not in ours]
+    return all(path.parent.name == "parts" and path.name.startswith(".about.") for path in held)
 
 
 def _record(out: Path, unit: int) -> Path:
@@ -218,7 +215,7 @@ def _draw(
                 rejected.append({"index": index, "seed": seeds[place], "reason": reasons[place]})
             else:
                 assert drawn.image is not None
-                records[index] = _written(
+                records[index] = record_sample(
                     model, plan, out, index, image=drawn.image[place], seed=seeds[place]
                 )
         if len(records) == len(places):
@@ -231,54 +228,59 @@ def _reasons(filters: Filters | None, drawn: Batch) -> list[str]:
     """Why each study is rejected; empty for those that pass."""
     if filters is None:
         return [""] * len(drawn)
-    with _one_thread():
+    with one_thread():
         return filters.reasons(drawn)
-
-
-def _written(
-    model: GenerativeModel, plan: Plan, out: Path, index: int, *, image: torch.Tensor, seed: int
-) -> dict[str, Any]:
-    """Write one sample's files; returns its line of the manifest."""
-    mask = None if plan.conditions.mask is None else plan.conditions.mask[index]
-    provenance = Provenance(
-        id=sample_name(index),
-        synthetic=True,
-        source=model.source,
-        seed=seed,
-        condition=condition_of(plan.conditions, index, model.drawn),
-    )
-    files = write_sample(out, sample_name(index), image, mask, model.drawn)
-    return {**asdict(provenance), "index": index, "files": files}
 
 
 def _assemble(
     model: GenerativeModel,
+    plan: Plan,
     out: Path,
-    units: list[range],
+    *,
     about: dict[str, Any],
+    units: list[range],
+    filters: Filters | None,
 ) -> None:
     """Write the tables if every unit has its record, then drop the records."""
     from medgen.document import dump_yaml
 
-    if not all(_record(out, k).is_file() for k in range(len(units))):
-        return
-    parts = [json.loads(_record(out, k).read_text()) for k in range(len(units))]
-    records = [record for part in parts for record in part["samples"]]
-    rejected = [line for part in parts for line in part["rejected"]]
-    if "filters" in about:
-        asked = units[-1].stop
-        if not records:
-            raise DataError(
-                f"{out}: the filters let none of {asked} samples pass, at "
-                f"{about['filters']['budget']} draws each. Raise their share, or train longer"
-            )
-        counts = Counter(line["reason"] for line in rejected)
-        about = about | {"asked": asked, "unfilled": asked - len(records), "rejected": dict(counts)}
-    schema = model.drawn
-    if not any("mask" in record["files"] for record in records):
-        schema = replace(schema, mask_classes=())
-    write_tables(
-        out, schema, records, rejected=rejected, about=about, recipe_yaml=dump_yaml(model.recipe)
-    )
+    with locked(out / LOCK):
+        if (out / "dataset.json").is_file():
+            return
+        if not all(_record(out, k).is_file() for k in range(len(units))):
+            return
+        parts = [json.loads(_record(out, k).read_text()) for k in range(len(units))]
+        records = [record for part in parts for record in part["samples"]]
+        rejected = [line for part in parts for line in part["rejected"]]
+        if filters is not None and filters.duplicates is not None:
+            records, repeats = without_duplicates(model, plan, out, filters=filters, drawn=records)
+            rejected += repeats
+        if filters is not None:
+            about = about | _judged(out, about, len(plan), len(records), rejected)
+        schema = model.drawn
+        if not any("mask" in record["files"] for record in records):
+            schema = replace(schema, mask_classes=())
+        yaml = dump_yaml(model.recipe)
+        write_tables(out, schema, records, rejected=rejected, about=about, recipe_yaml=yaml)
+    _tidy(out)
+
+
+def _judged(
+    out: Path, about: dict[str, Any], asked: int, passed: int, rejected: list[dict[str, Any]]
+) -> dict[str, Any]:
+    """What the filters did, in numbers."""
+    if not passed:
+        raise DataError(
+            f"{out}: the filters let none of {asked} samples pass, at "
+            f"{about['filters']['budget']} draws each. Raise their share, or train longer"
+        )
+    counts = Counter(line["reason"] for line in rejected)
+    return {"asked": asked, "unfilled": asked - passed, "rejected": dict(counts)}
+
+
+def _tidy(out: Path) -> None:
+    """Remove what only drawing needed."""
     shutil.rmtree(out / "parts", ignore_errors=True)
     sweep(out)
+    with suppress(OSError):
+        (out / LOCK).unlink()

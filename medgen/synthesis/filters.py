@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from medgen import registry
 from medgen.augmentation.tasks import Consumer, task_for, train_consumer
@@ -108,6 +109,51 @@ class Outliers(Copies):
     def scores(self, batch: Batch) -> Array:
         """Minus the distance to the nearest training study, (b,)."""
         return -super().scores(batch)
+
+
+@register("filter", "duplicates")
+class Duplicates(Copies):
+    """Rejects samples nearer to an earlier one, also mirrored, than real studies are to each other.
+
+    It is as strict as stated once as many samples are accepted as there are training studies, and
+    stricter beyond: more samples stand closer. It compares samples with each other, so it judges
+    when all are drawn, in their order.
+
+    Args:
+        share: of real validation studies that it would reject among the training studies.
+    """
+
+    reason = "near-duplicate of another sample"
+
+    def reasons(self, samples: Batch) -> list[str]:
+        """Why each sample is rejected, given those before it that passed."""
+        accepted = Accepted(self, len(samples))
+        return [accepted.judge(images_of(samples)[i : i + 1]) for i in range(len(samples))]
+
+
+class Accepted:
+    """Samples that passed a filter for duplicates, and the verdict on the next one.
+
+    Args:
+        judge: a fitted filter.
+        capacity: samples at most.
+    """
+
+    def __init__(self, judge: Duplicates, capacity: int) -> None:
+        self.filter = judge
+        self.rows = np.empty((capacity, judge.rows.shape[1]))
+        self.count = 0
+
+    def judge(self, image: Tensor) -> str:
+        """Why a sample (1 c *s) is rejected; empty if it passes, and then it is accepted."""
+        row, mirrored = pixel_rows(image), pixel_rows(image.flip(-1))
+        if self.count:
+            near = nearest_distance(row, mirrored, self.rows[: self.count])
+            if np.round(near[0], DECIMALS) < self.filter.threshold:
+                return self.filter.reason
+        self.rows[self.count] = row[0]
+        self.count += 1
+        return ""
 
 
 @register("filter", "exposure")
@@ -230,9 +276,17 @@ class Filters:
         digests = [each.fit(real) for each in filters]
         return cls(filters, sections, digests, recipe["sample"]["budget"])
 
+    @property
+    def duplicates(self) -> Duplicates | None:
+        """The filter that compares samples with each other, if there is one."""
+        return next((each for each in self.filters if isinstance(each, Duplicates)), None)
+
     def reasons(self, drawn: Batch) -> list[str]:
-        """Why each study is rejected, by the first filter that does; empty for those that pass."""
-        verdicts = [each.reasons(drawn) for each in self.filters]
+        """Why each study is rejected by itself, by the first filter that does; empty if none."""
+        alone = [each for each in self.filters if not isinstance(each, Duplicates)]
+        if not alone:
+            return [""] * len(drawn)
+        verdicts = [each.reasons(drawn) for each in alone]
         return [next((text for text in row if text), "") for row in zip(*verdicts, strict=True)]
 
     def about(self) -> dict[str, Any]:

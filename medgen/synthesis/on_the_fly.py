@@ -20,9 +20,9 @@ import torch
 from medgen.assembly import from_pretrained
 from medgen.errors import DataError, HealthError
 from medgen.rng import derive
-from medgen.synthesis.draw import draw_unit, sample_name
 from medgen.synthesis.export import condition_of
 from medgen.synthesis.plan import Plan
+from medgen.synthesis.unit import draw_unit, sample_name, units_of
 from medgen.types import Batch, Provenance, Schema, Study
 
 _SPAWN = multiprocessing.get_context("spawn")
@@ -202,10 +202,7 @@ def _serve(
 ) -> None:
     """Draw epoch after epoch, unit by unit, and send the images as uint8, or what went wrong."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    units = [
-        range(start, min(start + micro_batch, len(plan)))
-        for start in range(0, len(plan), micro_batch)
-    ]
+    units = units_of(plan, micro_batch)
     waiting: queue.Queue[Any] = queue.Queue(maxsize=len(units))
     sender = threading.Thread(target=_send, args=(waiting, connection), daemon=True)
     sender.start()

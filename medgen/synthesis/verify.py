@@ -16,9 +16,9 @@ import torch
 from medgen.errors import DataError
 from medgen.model import GenerativeModel
 from medgen.rng import derive
-from medgen.synthesis.draw import draw_unit
 from medgen.synthesis.export import write_sample
 from medgen.synthesis.plan import Plan, read_masks
+from medgen.synthesis.unit import draw_unit
 from medgen.types import Batch, Schema
 
 
