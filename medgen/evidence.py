@@ -23,6 +23,7 @@ from medgen.synthesis.export import condition_of
 from medgen.types import Progress, Schema
 
 EVALUATION = "evaluation.json"
+REIDENTIFICATION = "reidentification.json"
 SYNTHETIC = "synthetic"
 PROOF = "prove.json"
 SHOWN = 24
@@ -52,7 +53,20 @@ def evaluate_run(
             model=from_pretrained(out),
             progress=lambda done, total, name: step(done, total),
         )
-    write_json(out / EVALUATION, found)
+    write_evaluation(out, found)
+
+
+def write_evaluation(out: Path, found: dict[str, Any]) -> None:
+    """Write what `evaluate` gave: the scores of single samples in a file of their own.
+
+    Args:
+        out: receives evaluation.json and, if samples were scored, reidentification.json.
+        found: what `medgen.evaluation.suite.evaluate` gave.
+    """
+    scores = found.get("reidentification")
+    if scores is not None:
+        write_json(out / REIDENTIFICATION, scores)
+    write_json(out / EVALUATION, {k: v for k, v in found.items() if k != "reidentification"})
 
 
 def check_proof(section: dict[str, Any] | None, schema: Schema) -> None:

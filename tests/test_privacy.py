@@ -74,7 +74,9 @@ def test_suspicious_pairs_name_the_copied_study():
     for pair in result.pairs:
         assert source[pair["synthetic"]] == pair["real"]
         assert pair["flipped"]
-        assert pair["share_of_threshold"] < 1
+        assert pair["score"] > 0.5
+        assert pair["distance"] < pair["alarm_below"]
+        assert pair["false_alarms"] <= 0.05
 
 
 def test_second_neighbours_are_of_another_patient():

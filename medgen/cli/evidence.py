@@ -69,7 +69,7 @@ def evaluate(
     """
     from medgen.assembly import from_pretrained
     from medgen.evaluation.suite import evaluate as measure
-    from medgen.evidence import EVALUATION, write_json
+    from medgen.evidence import write_evaluation
 
     _, studies, drawn = _read(real, synthetic, overrides)
     with options.progress_bar("evaluating") as progress:
@@ -82,7 +82,7 @@ def evaluate(
             progress=lambda done, total, name: progress(done, total),
         )
     if out is not None:
-        write_json(out / EVALUATION, found)
+        write_evaluation(out, found)
     if as_json:
         click.echo(json.dumps(found, indent=2))
         return

@@ -7,6 +7,7 @@ on: a threshold that flags one in twenty of them, and the share of samples that 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,6 +20,7 @@ from medgen.augmentation.intervals import patient_weights, percentile_interval
 from medgen.evaluation.comparison import Comparison, Side
 from medgen.evaluation.distribution import distances
 from medgen.evaluation.features import images_of
+from medgen.evaluation.registration import Matches, RegisteredSearch
 from medgen.protocols import Dataset
 from medgen.registry import register
 from medgen.rng import derive
@@ -103,15 +105,11 @@ def pixel_rows(images: Tensor) -> Array:
 
 @dataclass(frozen=True)
 class _Space:
-    """Nearest training studies of synthetic and of held-out studies in one space.
-
-    `own` is the distance from each training study to the nearest of another patient.
-    """
+    """Nearest training studies of synthetic and of held-out studies in one space."""
 
     name: str
-    synthetic: Neighbours
-    heldout: Neighbours
-    own: Array
+    synthetic: Neighbours | Matches
+    heldout: Neighbours | Matches
 
     @property
     def threshold(self) -> float:
@@ -120,16 +118,57 @@ class _Space:
 
 
 @dataclass(frozen=True)
+class _Neighbourhood(_Space):
+    """A space of features; `own` is from each training study to the nearest of another patient."""
+
+    synthetic: Neighbours
+    heldout: Neighbours
+    own: Array
+
+
+@dataclass(frozen=True)
+class Reidentification:
+    """How surely each sample shows a training study, judged by all spaces together.
+
+    Args:
+        scores: in [0, 1], (n,): 1 is a copy, above 0.5 is closer than all but one in twenty
+            held-out studies. With d the smallest distance, each in units of the threshold of its
+            space, and c the d that one in twenty held-out studies fall short of: c / (c + d).
+        false_alarms: share of held-out studies that would score as high, (n,); at least
+            1 / (held-out studies + 1).
+        heldout: scores of the held-out studies.
+        samples: one line a sample: ids of it and of the training study, space, distance, the
+            distance at which the space raises an alarm, whether mirrored, score, false-alarm rate.
+    """
+
+    scores: Array
+    false_alarms: Array
+    heldout: Array
+    samples: list[dict[str, Any]]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values: the content of `reidentification.json`."""
+        return {
+            "threshold": 0.5,
+            "false_alarm_rate": FALSE_ALARMS,
+            "heldout": len(self.heldout),
+            "flagged": int((self.scores > 0.5).sum()),
+            "samples": self.samples,
+        }
+
+
+@dataclass(frozen=True)
 class Audit:
     """What the audit found.
 
     Args:
         estimates: by name.
-        pairs: the most suspicious pairs: ids, distance, space, whether mirrored, and the distance
-            as a share of the space's threshold.
+        reidentification: of every sample.
+        pairs: the most suspicious samples' lines of the re-identification.
     """
 
     estimates: dict[str, Estimate]
+    reidentification: Reidentification
     pairs: list[dict[str, Any]]
 
 
@@ -137,11 +176,12 @@ class Audit:
 class Memorization:
     """Copies of training studies among the samples.
 
-    Gives "memorization" (share of samples nearer to a training study, in pixels or features, than
-    all but one in twenty held-out real studies), the same by space, the nearest-neighbour ratio
-    (median distance to the nearest training study over that to the nearest of another patient; near
-    0 is copying) and authenticity (share of samples farther from their nearest training study than
-    that is from its own neighbour; near 0 is copying). Mirrored copies count.
+    Gives "memorization" (share of samples nearer to a training study, in any space, than all but
+    one in twenty held-out real studies), the same by space, the nearest-neighbour ratio (median
+    distance to the nearest training study over that to the nearest of another patient; near 0 is
+    copying) and authenticity (share of samples farther from their nearest training study than that
+    is from its own neighbour; near 0 is copying). The spaces: pixels, features of the extractor,
+    and "registered", where crops, shifts and exposure do not count. Mirrored copies count in all.
 
     Args:
         extractor: None is the evaluation's own.
@@ -166,14 +206,17 @@ class Memorization:
 
     def audit(self, comparison: Comparison) -> Audit:
         """The estimates and the most suspicious pairs."""
-        spaces = [self._space(comparison, name) for name in ("pixels", "features")]
+        near = [self._neighbourhood(comparison, name) for name in ("pixels", "features")]
+        spaces = [*near, _registered(comparison)]
         synthetic = np.min([s.synthetic.distance / s.threshold for s in spaces], axis=0)
         heldout = np.min([s.heldout.distance / s.threshold for s in spaces], axis=0)
         resample = _Resample.of(comparison)
         found = {"memorization": resample.copies(synthetic, heldout)}
         for space in spaces:
+            distances_to = space.synthetic.distance, space.heldout.distance
+            found[f"memorization/{space.name}"] = resample.copies(*distances_to)
+        for space in near:
             drawn, held = space.synthetic, space.heldout
-            found[f"memorization/{space.name}"] = resample.copies(drawn.distance, held.distance)
             found[f"nearest_neighbour_ratio/{space.name}"] = resample.median(
                 _ratio(drawn), _ratio(held)
             )
@@ -181,13 +224,16 @@ class Memorization:
                 drawn.distance > space.own[drawn.index], held.distance > space.own[held.index]
             )
         used = {"pixels": "pixels", "features": comparison.extractor(self.extractor).name}
+        used["registered"] = "registered pixels"
         named = {
-            name: _named(estimate, used.get(name.rpartition("/")[2], " and ".join(used.values())))
+            name: _named(estimate, used.get(name.rpartition("/")[2], ", ".join(used.values())))
             for name, estimate in found.items()
         }
-        return Audit(named, self._suspicious(comparison, spaces, synthetic))
+        judged = _reidentify(comparison, spaces, synthetic, heldout)
+        order = np.argsort(synthetic, kind="stable")[: self.pairs]
+        return Audit(named, judged, [judged.samples[i] for i in order])
 
-    def _space(self, comparison: Comparison, name: str) -> _Space:
+    def _neighbourhood(self, comparison: Comparison, name: str) -> _Neighbourhood:
         """Neighbours in pixels, or in the features of the extractor."""
         extractor = comparison.extractor(self.extractor)
 
@@ -202,26 +248,43 @@ class Memorization:
         _, patients = np.unique(np.array(comparison.train.patients), return_inverse=True)
         synthetic = nearest(*both(comparison.synthetic), train, patients)
         heldout = nearest(*both(comparison.heldout), train, patients)
-        return _Space(name, synthetic, heldout, _own(train, mirrored, patients))
+        return _Neighbourhood(name, synthetic, heldout, _own(train, mirrored, patients))
 
-    def _suspicious(
-        self, comparison: Comparison, spaces: list[_Space], scores: Array
-    ) -> list[dict[str, Any]]:
-        found: list[dict[str, Any]] = []
-        for i in np.argsort(scores, kind="stable")[: self.pairs]:
-            space = min(spaces, key=lambda s: s.synthetic.distance[i] / s.threshold)
-            near = space.synthetic
-            found.append(
-                {
-                    "synthetic": comparison.synthetic.ids[i],
-                    "real": comparison.train.ids[near.index[i]],
-                    "distance": float(near.distance[i]),
-                    "space": space.name,
-                    "flipped": bool(near.flipped[i]),
-                    "share_of_threshold": float(near.distance[i] / space.threshold),
-                }
-            )
-        return found
+
+def _registered(comparison: Comparison) -> _Space:
+    """Best matches up to mirroring, crop, shift and exposure."""
+    search = RegisteredSearch(images_of(comparison.train.batch))
+    drawn, held = (
+        search.nearest(images_of(side.batch)) for side in (comparison.synthetic, comparison.heldout)
+    )
+    return _Space("registered", drawn, held)
+
+
+def _reidentify(
+    comparison: Comparison, spaces: Sequence[_Space], synthetic: Array, heldout: Array
+) -> Reidentification:
+    """Score every sample by its smallest distance in thresholds, against the held-out studies'."""
+    cut = max(float(np.quantile(heldout, FALSE_ALARMS)), 1e-12)
+    scores = cut / (cut + synthetic)
+    closer = np.searchsorted(np.sort(heldout), synthetic, side="right")
+    false_alarms = (1 + closer) / (1 + len(heldout))
+    samples: list[dict[str, Any]] = []
+    for i, identifier in enumerate(comparison.synthetic.ids):
+        space = min(spaces, key=lambda s: s.synthetic.distance[i] / s.threshold)
+        found = space.synthetic
+        samples.append(
+            {
+                "synthetic": identifier,
+                "real": comparison.train.ids[found.index[i]],
+                "space": space.name,
+                "distance": float(found.distance[i]),
+                "alarm_below": cut * space.threshold,
+                "flipped": bool(found.flipped[i]),
+                "score": float(scores[i]),
+                "false_alarms": float(false_alarms[i]),
+            }
+        )
+    return Reidentification(scores, false_alarms, cut / (cut + heldout), samples)
 
 
 @dataclass(frozen=True)

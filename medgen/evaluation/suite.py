@@ -55,7 +55,8 @@ def evaluate(
 
     Returns:
         "metrics" (name to the fields of an `Estimate`), "counts", "extractor", "pairs" (the most
-        suspicious ones) and "skipped" (name to why it could not be measured).
+        suspicious ones), "skipped" (name to why it could not be measured) and, from the metric
+        "memorization", "reidentification" (a score for every sample).
 
     Raises:
         DataError: the studies do not fit each other, or a split is empty.
@@ -77,6 +78,7 @@ def evaluate(
             if isinstance(metric, Memorization):
                 audit = metric.audit(comparison)
                 estimates, result["pairs"] = audit.estimates, audit.pairs
+                result["reidentification"] = audit.reidentification.to_dict()
             elif hasattr(metric, "measure"):
                 estimates = metric.measure(comparison)
             else:

@@ -22,6 +22,7 @@ from medgen.data.splits import by_split, load
 from medgen.errors import DataError
 from medgen.evaluation.features import images_of
 from medgen.evaluation.privacy import nearest_distance, pixel_rows
+from medgen.evaluation.registration import RegisteredSearch
 from medgen.protocols import Dataset, Filter
 from medgen.registry import register
 from medgen.types import Batch, Schema
@@ -78,7 +79,9 @@ class CalibratedFilter:
 
 @register("filter", "copies")
 class Copies(CalibratedFilter):
-    """Rejects samples nearer to a training study, also mirrored, than unseen studies are.
+    """Rejects samples that show a training study more closely than unseen studies do.
+
+    Mirroring, a crop or shift of up to a tenth, and exposure do not hide a copy.
 
     Args:
         share: of real validation studies that it would reject.
@@ -88,16 +91,15 @@ class Copies(CalibratedFilter):
 
     def learn(self, train: Batch, validation: Batch, schema: Schema) -> None:
         """Keep the training studies."""
-        self.rows = pixel_rows(images_of(train))
+        self.search = RegisteredSearch(images_of(train))
 
     def scores(self, batch: Batch) -> Array:
-        """Distance to the nearest training study, (b,)."""
-        image = images_of(batch)
-        return nearest_distance(pixel_rows(image), pixel_rows(image.flip(-1)), self.rows)
+        """Distance to the training study that matches best, (b,)."""
+        return self.search.nearest(images_of(batch)).distance
 
 
 @register("filter", "outliers")
-class Outliers(Copies):
+class Outliers(CalibratedFilter):
     """Rejects samples farther from every training study than unseen studies are.
 
     Args:
@@ -106,9 +108,14 @@ class Outliers(Copies):
 
     reason = "unlike any training study"
 
+    def learn(self, train: Batch, validation: Batch, schema: Schema) -> None:
+        """Keep the training studies."""
+        self.rows = pixel_rows(images_of(train))
+
     def scores(self, batch: Batch) -> Array:
-        """Minus the distance to the nearest training study, (b,)."""
-        return -super().scores(batch)
+        """Minus the distance to the nearest training study, also mirrored, (b,)."""
+        image = images_of(batch)
+        return -nearest_distance(pixel_rows(image), pixel_rows(image.flip(-1)), self.rows)
 
 
 @register("filter", "duplicates")
