@@ -17,13 +17,14 @@ from torch.nn import functional
 from medgen.augmentation.augment import Augment
 from medgen.augmentation.networks import SmallClassifier, SmallUNet
 from medgen.augmentation.scores import dice as dice_scores
-from medgen.augmentation.scores import macro_auroc, mean_dice
+from medgen.augmentation.scores import macro_auroc, mean_dice, r_squared
 from medgen.errors import DataError
 from medgen.nn.precision import computes_bfloat16
 from medgen.rng import derive
 from medgen.types import Batch, Schema
 
 Array = NDArray[np.float64]
+TaskName = Literal["classification", "segmentation", "regression"]
 CHECKS = 4
 """How often in a training run the validation split is looked at, the best state being kept."""
 CHUNK = 128
@@ -33,7 +34,7 @@ CHUNK = 128
 class Task(Protocol):
     """What a consumer has to do, and how well it does it."""
 
-    name: Literal["classification", "segmentation"]
+    name: TaskName
     metric: str
     lr: float
 
@@ -68,7 +69,7 @@ class Classification:
         DataError: the schema names no findings.
     """
 
-    name: Literal["classification", "segmentation"] = "classification"
+    name: TaskName = "classification"
     metric = "AUROC"
     lr = 1e-3
 
@@ -116,7 +117,7 @@ class Segmentation:
         DataError: the schema names no masks.
     """
 
-    name: Literal["classification", "segmentation"] = "segmentation"
+    name: TaskName = "segmentation"
     metric = "Dice"
     lr = 2e-3
 
@@ -151,6 +152,74 @@ class Segmentation:
     def value(self, scores: Array, targets: Tensor, weights: Array | None = None) -> Array:
         """Mean Dice."""
         return mean_dice(scores, weights)
+
+
+class Regression:
+    """Predict the scalars; the metric is the mean share of variance explained.
+
+    Args:
+        schema: names the scalars.
+        mean: of every scalar over the training studies, (m,).
+        deviation: of every scalar over the training studies, (m,); above 0.
+
+    Raises:
+        DataError: the schema names no scalars.
+    """
+
+    name: TaskName = "regression"
+    metric = "R2"
+    lr = 1e-3
+
+    def __init__(self, schema: Schema, mean: Tensor, deviation: Tensor) -> None:
+        if not schema.scalars:
+            raise DataError("regression needs scalars, and the dataset's schema names none")
+        self.schema, self.mean, self.deviation = schema, mean, deviation
+
+    @classmethod
+    def on(cls, schema: Schema, train: Batch) -> Regression:
+        """The task whose scalars are standardised as training studies say.
+
+        Raises:
+            DataError: a scalar is known of no study, or is the same in all.
+        """
+        values = _scalars(train).double()
+        mean = values.nanmean(0)
+        deviation = (values - mean).square().nanmean(0).sqrt()
+        flat = [s for s, d in zip(schema.scalars, deviation.tolist(), strict=True) if not d > 0]
+        if flat:
+            raise DataError(
+                f"regression needs scalars that vary among the training studies; {', '.join(flat)} "
+                "does not, or is unknown"
+            )
+        return cls(schema, mean.float(), deviation.float())
+
+    def targets(self, batch: Batch) -> Tensor:
+        """Standardised scalars (b m); NaN is unknown."""
+        return (_scalars(batch) - self.mean) / self.deviation
+
+    def network(self) -> nn.Module:
+        """A residual network with one output a scalar."""
+        return SmallClassifier(self.schema.channels, len(self.schema.scalars), self.schema.size)
+
+    def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Mean squared error; unknown counts 0."""
+        known = targets.isfinite()
+        each = (logits - targets.nan_to_num()).square() * known
+        return each.sum(1) / known.sum(1).clamp(min=1)
+
+    def scores(self, logits: Tensor, targets: Tensor) -> Array:
+        """Predicted standardised scalars, (b, m)."""
+        return logits.double().numpy()
+
+    def value(self, scores: Array, targets: Tensor, weights: Array | None = None) -> Array:
+        """Mean share of variance explained."""
+        return r_squared(scores, targets.double().numpy(), weights)
+
+
+def _scalars(batch: Batch) -> Tensor:
+    if batch.scalar is None:
+        raise DataError("regression needs scalars, and the studies carry none")
+    return batch.scalar
 
 
 def task_for(name: str, schema: Schema) -> Classification | Segmentation:

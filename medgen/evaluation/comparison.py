@@ -15,7 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medgen.augmentation.experiment import check_provenance
-from medgen.augmentation.tasks import Consumer, task_for, train_consumer
+from medgen.augmentation.tasks import (
+    Consumer,
+    Regression,
+    Task,
+    task_for,
+    train_consumer,
+)
 from medgen.data.splits import by_split, load
 from medgen.errors import DataError
 from medgen.evaluation.features import Extractor, build_extractor, images_of
@@ -176,10 +182,14 @@ class Comparison:
         return self._features[key], list(chosen.patients)
 
     def consumer(self, task_name: str, steps: int) -> Consumer:
-        """An independent classifier or segmenter, trained once on all real training studies."""
+        """An independent judge of a task, trained once on all real training studies."""
         key = (task_name, steps)
         if key not in self._consumers:
-            task = task_for(task_name, self.schema)
+            task: Task = (
+                Regression.on(self.schema, self.train.batch)
+                if task_name == "regression"
+                else task_for(task_name, self.schema)
+            )
             held = self.validation.batch
             self._consumers[key] = train_consumer(
                 task,

@@ -24,6 +24,7 @@ NEEDS = {
     "spectrum": "",
     "label_agreement": "findings",
     "mask_agreement": "masks",
+    "scalar_agreement": "scalars",
     "memorization": "",
     "membership": "",
 }
@@ -116,4 +117,6 @@ def _lacking(comparison: Comparison, metric: object) -> str:
         return "the studies carry no findings"
     if needs == "masks" and not comparison.schema.mask_classes:
         return "the studies carry no masks"
+    if needs == "scalars" and not comparison.schema.scalars:
+        return "the studies carry no scalars"
     return ""

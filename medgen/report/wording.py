@@ -62,6 +62,22 @@ METRICS: Mapping[str, tuple[str, str]] = {
         "Findings AUROC",
         "how well an independent classifier's scores tell the findings that were asked for",
     ),
+    "label_calibration": (
+        "Findings calibration error",
+        "how far an independent classifier's probabilities are from what was asked for",
+    ),
+    "mask_hausdorff": (
+        "Mask distance (95 % Hausdorff)",
+        "how far the borders of the mask asked for and of the mask found lie apart",
+    ),
+    "scalar_error": (
+        "Scalar error",
+        "mean absolute error of an independent regressor against the scalar asked for",
+    ),
+    "scalar_correlation": (
+        "Scalar correlation",
+        "correlation of an independent regressor's values with the scalars asked for",
+    ),
     "mask_agreement_ratio": (
         "Mask agreement ratio",
         "mask agreement of synthetic studies over that of held-out real ones",
