@@ -7,7 +7,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from medgen.augmentation.intervals import centred_interval, patient_weights, percentile_interval
+from medgen.augmentation.intervals import (
+    WIDENED,
+    centred_interval,
+    no_narrower_than_wilson,
+    patient_weights,
+    percentile_interval,
+)
 from medgen.augmentation.scores import (
     correlation,
     hausdorff95,
@@ -296,11 +302,12 @@ def _agreement(
     if not known.any():
         raise DataError("every finding of every study is unknown; label agreement is undefined")
     count = int(known.any(axis=1).sum())
-    found = {"label_agreement": _share(right * known, known, weights, count)}
+    single = len(set(side.patients)) / len(side)
+    found = {"label_agreement": _share(right * known, known, weights, count, single)}
     if not exclusive and truth.shape[1] > 1:
         complete = ((right == 1) | (known == 0)).all(axis=1, keepdims=True).astype(np.float64)
         asked = known.max(axis=1, keepdims=True)
-        found["label_agreement_all"] = _share(complete * asked, asked, weights, count)
+        found["label_agreement_all"] = _share(complete * asked, asked, weights, count, single)
     value = float(judge.task.value(scores, judge.task.targets(side.batch))[0])
     if np.isfinite(value):
         draws = judge.task.value(scores, judge.task.targets(side.batch), weights)
@@ -325,10 +332,15 @@ def _calibration(scores: Array, truth: Labels, weights: Array, count: int) -> Es
     return Estimate(value, low, high, count, higher_is_better=False, method=BOOTSTRAP)
 
 
-def _share(right: Array, asked: Array, weights: Array, count: int) -> Estimate:
-    """The share of what was asked (b, k) that is right (b, k), under weights (draws, b)."""
+def _share(right: Array, asked: Array, weights: Array, count: int, single: float) -> Estimate:
+    """The share of what was asked (b, k) that is right (b, k), under weights (draws, b).
+
+    `single` is patients a study: studies of one patient say less than those of several.
+    """
     with np.errstate(invalid="ignore", divide="ignore"):
         draws = (weights @ right).sum(axis=1) / (weights @ asked).sum(axis=1)
-    low, high = percentile_interval(draws)
     value = float(right.sum() / asked.sum())
-    return Estimate(value, low, high, count, higher_is_better=True, unit="share", method=BOOTSTRAP)
+    effective = max(1, round(float(asked.sum()) * single))
+    low, high = no_narrower_than_wilson(percentile_interval(draws), value, effective)
+    method = BOOTSTRAP + WIDENED
+    return Estimate(value, low, high, count, higher_is_better=True, unit="share", method=method)

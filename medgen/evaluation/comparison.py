@@ -31,8 +31,8 @@ from medgen.rng import derive
 from medgen.types import Batch, Schema
 
 Array = NDArray[np.float64]
-LARGEST = 5_000
-"""Studies a side of a distribution metric, at most: memory grows with their square."""
+LARGEST = 10_000
+"""Studies a side of a distribution metric, at most: time grows with their square."""
 
 Progress = Callable[[int, int, str], None]
 

@@ -15,7 +15,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from medgen.augmentation.intervals import patient_weights, percentile_interval
+from medgen.augmentation.intervals import (
+    WIDENED,
+    no_narrower_than_wilson,
+    patient_weights,
+    percentile_interval,
+)
 from medgen.evaluation.comparison import Comparison, Side
 from medgen.evaluation.distribution import distances
 from medgen.evaluation.features import images_of
@@ -288,16 +293,21 @@ class _Resample:
     ) -> Estimate:
         few = self.heldout.shape[1]
         warning = f"only {few} held-out studies set the threshold" if few < FEW else ""
-        beside = Estimate(
-            floor[0], *percentile_interval(floor[1]), n=few, unit=unit, method=BOOTSTRAP
-        )
+
+        def ends(value: float, draws: Array, count: int) -> tuple[float, float]:
+            between = percentile_interval(draws)
+            return no_narrower_than_wilson(between, value, count) if unit == "share" else between
+
+        method = BOOTSTRAP + WIDENED if unit == "share" else BOOTSTRAP
+        beside = Estimate(floor[0], *ends(*floor, few), n=few, unit=unit, method=method)
+        drawn = self.synthetic.shape[1]
         return Estimate(
             found[0],
-            *percentile_interval(found[1]),
-            n=self.synthetic.shape[1],
+            *ends(*found, drawn),
+            n=drawn,
             higher_is_better=higher,
             unit=unit,
-            method=BOOTSTRAP,
+            method=method,
             floor=beside,
             warning=warning,
         )
