@@ -20,6 +20,7 @@ NEEDS = {
     "mmd": "",
     "prdc": "",
     "vendi": "",
+    "ms_ssim_diversity": "",
     "intensity": "",
     "spectrum": "",
     "label_agreement": "findings",

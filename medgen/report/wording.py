@@ -41,6 +41,14 @@ METRICS: Mapping[str, tuple[str, str]] = {
         "Diversity (Vendi ratio)",
         "effective number of different synthetic studies over that of as many real ones",
     ),
+    "ms_ssim_diversity": (
+        "Diversity (MS-SSIM)",
+        "how unlike in structure two studies of the same findings are",
+    ),
+    "lpips_diversity": (
+        "Diversity (LPIPS)",
+        "how unlike to the eye two studies of the same findings are",
+    ),
     "intensity_distance": ("Intensity distance", "how far grey levels are off, in parts of 1"),
     "spectrum_distance": (
         "Spectrum distance",
