@@ -2,6 +2,9 @@
 
 import numpy as np
 import pytest
+import torch
+from torchmetrics.image.fid import _compute_fid
+from torchmetrics.image.kid import poly_mmd
 from toy_studies import discs
 
 from medgen.evaluation.comparison import Comparison
@@ -15,7 +18,8 @@ from medgen.evaluation.distribution import (
     median_distance,
     mmd,
 )
-from medgen.evaluation.diversity import Prdc, Vendi, prdc, vendi
+from medgen.evaluation.diversity import Prdc, Vendi, _prdc, prdc, vendi
+from medgen.evaluation.feature_metric import Features
 
 
 def test_frechet_of_two_gaussians():
@@ -28,6 +32,17 @@ def test_frechet_of_two_gaussians():
     b = (rng.normal(size=(20_000, 3)) * second + shift) @ turn
     exact = (shift**2).sum() + ((first - second) ** 2).sum()
     assert frechet_distance(a, b) == pytest.approx(exact, rel=0.03)
+
+
+def test_distances_equal_torchmetrics():
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(size=(90, 7)), 1.2 * rng.normal(size=(80, 7)) + 0.1
+    moments = [
+        moment for x in (a, b) for moment in (torch.tensor(x.mean(0)), torch.tensor(np.cov(x.T)))
+    ]
+    assert frechet_distance(a, b) == pytest.approx(float(_compute_fid(*moments)))
+    theirs = poly_mmd(torch.tensor(a[:80]), torch.tensor(b), degree=3, gamma=None, coef=1.0)
+    assert kid(a[:80], b) == pytest.approx(float(theirs))
 
 
 def test_frechet_of_a_set_with_itself_is_zero():
@@ -96,6 +111,58 @@ def test_vendi_counts_different_studies():
     assert vendi(np.repeat(np.eye(5, 40), 6, axis=0)) == pytest.approx(5)
     rows = np.random.default_rng(0).normal(size=(30, 8))
     assert vendi(rows) == pytest.approx(vendi(np.pad(rows, ((0, 0), (0, 40)))))
+
+
+def neighbour_shares(real, synthetic, k, k_coverage):
+    """Precision, recall, density and coverage, one pair after another."""
+
+    def radius(rows, i, k):
+        return sorted(np.linalg.norm(rows[i] - other) for other in np.delete(rows, i, 0))[k - 1]
+
+    apart = [[np.linalg.norm(a - b) for b in synthetic] for a in real]
+    inside = [[d <= radius(real, i, k) for d in row] for i, row in enumerate(apart)]
+    mine = [radius(synthetic, j, k) for j in range(len(synthetic))]
+    return {
+        "precision": np.mean([any(row[j] for row in inside) for j in range(len(synthetic))]),
+        "recall": np.mean([any(d <= r for d, r in zip(row, mine, strict=True)) for row in apart]),
+        "density": np.sum(inside) / (k * len(synthetic)),
+        "coverage": np.mean(
+            [min(row) <= radius(real, i, k_coverage) for i, row in enumerate(apart)]
+        ),
+    }
+
+
+def test_prdc_equals_a_plain_count_in_the_whole_and_in_half_samples(monkeypatch):
+    """In blocks of 17, so that blocks end inside the sets."""
+    monkeypatch.setattr("medgen.evaluation.feature_metric.BLOCK", 17)
+    rng = np.random.default_rng(0)
+    real, synthetic = rng.normal(size=(40, 3)), 0.8 * rng.normal(size=(40, 3)) + 0.7
+    assert prdc(real, synthetic, 3) == pytest.approx(neighbour_shares(real, synthetic, 3, 3))
+    in_a, in_b = np.ones((2, 40), dtype=bool), np.ones((2, 40), dtype=bool)
+    in_a[1, ::2], in_b[1, 10:30] = False, False
+    half = {name: values[1] for name, values in _prdc(real, synthetic, 3, in_a, in_b).items()}
+    assert half == pytest.approx(neighbour_shares(real[in_a[1]], synthetic[in_b[1]], 2, 3))
+
+
+def test_kernel_sums_in_blocks_equal_one_matrix(monkeypatch):
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(size=(2, 40, 3))
+    whole = kid(a, b), mmd(a, b, 1.0)
+    monkeypatch.setattr("medgen.evaluation.feature_metric.BLOCK", 17)
+    assert (kid(a, b), mmd(a, b, 1.0)) == pytest.approx(whole)
+
+
+def test_wide_features_are_projected_before_a_vendi_score():
+    """To 256 axes at most; none are lost where training features span no more."""
+    rng = np.random.default_rng(0)
+    rows = rng.normal(size=(3, 60, 8)) @ rng.normal(size=(8, 300))
+    metric = Vendi()
+    fitted = metric.fit(lambda: rows[0])
+    people = [str(i) for i in range(60)]
+    found = metric.between(Features(rows[1], people), Features(rows[2], people), fitted)
+    plain = vendi(rows[2] - rows[0].mean(0)) / vendi(rows[1] - rows[0].mean(0))
+    assert fitted[1].shape == (300, 8)
+    assert found["vendi_ratio"].value == pytest.approx(plain)
 
 
 def test_prdc_of_one_distribution_and_of_identical_sets():

@@ -17,7 +17,7 @@ from medgen.data.folder import Folder
 from medgen.data.splits import by_split, load
 from medgen.data.synthetic import SyntheticDataset
 from medgen.errors import DataError, OutputError, RecipeError
-from medgen.evaluation.privacy import nearest_distance, pixel_rows
+from medgen.evaluation.neighbours import nearest_distance, pixel_rows
 from medgen.recipe import load_recipe
 from medgen.registry import build, names
 from medgen.synthesis.draw import synthesize

@@ -9,7 +9,8 @@ from toy_studies import Studies, discs
 
 from medgen.errors import DataError
 from medgen.evaluation.comparison import Comparison
-from medgen.evaluation.privacy import Memorization, nearest
+from medgen.evaluation.neighbours import nearest
+from medgen.evaluation.privacy import Memorization
 
 REAL = discs(400, noise=0.6)
 TRAIN = [i for i, study in enumerate(REAL.studies) if study.split == "train"]

@@ -1,4 +1,7 @@
-"""How good a consumer is: AUROC, accuracy, Dice, R2. Weights make a whole bootstrap one call."""
+"""How good a consumer is: AUROC, accuracy, calibration, Dice, Hausdorff distance, R2, errors.
+
+Weights make a whole bootstrap one call.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +11,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional
 
 Array = NDArray[np.float64]
+BINS = 15
+"""Equal parts of [0, 1] in which probabilities are held against frequencies."""
 
 
 def auroc(scores: Array, truth: NDArray[np.int64], weights: Array | None = None) -> Array:
@@ -58,6 +64,36 @@ def accuracy(scores: Array, truth: NDArray[np.int64]) -> float:
     return float(np.mean(scores[known].argmax(axis=1) == truth[known].argmax(axis=1)))
 
 
+def squared_calibration_error(
+    scores: Array, truth: NDArray[np.int64], weights: Array | None = None
+) -> Array:
+    """Mean squared gap of probability and frequency over 15 equal bins, (draws,).
+
+    The square of the expected calibration error in the 2-norm. It grows as studies get fewer: the
+    gap of a bin is never quite 0.
+
+    Args:
+        scores: probabilities of being present, (b, k).
+        truth: (b, k), 1 present, 0 absent, -1 unknown (left out).
+        weights: (draws, b); None is one row of ones.
+
+    Source: Kumar, Liang and Ma 2019, arXiv:1909.10155, definition 2.2, with the bins of Guo et al.
+    2017, arXiv:1706.04599.
+    """
+    weights = np.ones((1, len(scores))) if weights is None else weights
+    known = truth >= 0
+    bins = (scores * BINS).astype(np.int64).clip(0, BINS - 1)
+    total, gap = np.zeros(len(weights)), np.zeros(len(weights))
+    for index in range(BINS):
+        inside = known & (bins == index)
+        count = weights @ inside.sum(axis=1)
+        apart = weights @ np.where(inside, scores - (truth == 1), 0.0).sum(axis=1)
+        total += count
+        gap += np.divide(apart**2, count, out=np.zeros_like(gap), where=count > 0)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.where(total > 0, gap / total, np.nan)
+
+
 def dice(predicted: Tensor, truth: Tensor, classes: int) -> Array:
     """Dice of every study and foreground class, (b, classes - 1).
 
@@ -77,11 +113,58 @@ def dice(predicted: Tensor, truth: Tensor, classes: int) -> Array:
     return torch.stack(columns, dim=1).numpy()
 
 
-def mean_dice(scores: Array, weights: Array | None = None) -> Array:
-    """Mean over classes of the weighted mean Dice over studies, (draws,).
+def hausdorff95(
+    predicted: Tensor, truth: Tensor, classes: int, spacing: Tensor | None = None
+) -> Array:
+    """The 95 % Hausdorff distance of every study and foreground class, (b, classes - 1).
+
+    The larger of the two 95 % quantiles of the distances from one border to the other. NaN where a
+    class is absent from the truth. Where it is missed altogether no border exists: the diagonal of
+    the image, the largest distance there can be, stands for it.
 
     Args:
-        scores: Dice of every study and class, (b, k); NaN is left out.
+        predicted: integer classes, (b *s).
+        truth: integer classes, (b *s).
+        classes: how many, background included.
+        spacing: mm between pixels, (b axes), for distances in mm; None is in pixels.
+
+    Source: Huttenlocher et al. 1993, doi 10.1109/34.232073; computed by MONAI.
+    """
+    from monai.metrics.hausdorff_distance import compute_hausdorff_distance
+
+    def split(mask: Tensor) -> Tensor:
+        return functional.one_hot(mask.long(), classes).movedim(-1, 1)
+
+    guess, real = split(predicted), split(truth)
+    extent = torch.ones(truth.shape[0], truth.ndim - 1) if spacing is None else spacing.cpu()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found = compute_hausdorff_distance(
+            guess, real, percentile=95, spacing=np.asarray(extent, dtype=np.float64).tolist()
+        ).double()
+    sides = torch.tensor(truth.shape[1:]) - 1
+    diagonal = (extent * sides).double().square().sum(1, keepdim=True).sqrt()
+    present = real[:, 1:].flatten(2).any(2)
+    missed = present & ~guess[:, 1:].flatten(2).any(2)
+    found = torch.where(missed, diagonal, found)
+    return torch.where(present, found, torch.nan).numpy()
+
+
+def correlation(a: Array, b: Array, weights: Array) -> Array:
+    """Pearson's correlation of (b,) and (b,) under every row of weights (draws, b), (draws,)."""
+    share = weights / weights.sum(axis=1, keepdims=True)
+    a, b = a - a.mean(), b - b.mean()
+    covariance = share @ (a * b) - (share @ a) * (share @ b)
+    spread = (share @ a**2 - (share @ a) ** 2) * (share @ b**2 - (share @ b) ** 2)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.where(spread > 1e-24, covariance / np.sqrt(spread.clip(min=0)), np.nan)
+
+
+def mean_dice(scores: Array, weights: Array | None = None) -> Array:
+    """Mean over classes of the weighted mean Dice, or other score, over studies, (draws,).
+
+    Args:
+        scores: the score of every study and class, (b, k); NaN is left out.
         weights: (draws, b); None is one row of ones.
     """
     weights = np.ones((1, len(scores))) if weights is None else weights

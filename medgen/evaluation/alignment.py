@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
-from medgen.augmentation.intervals import patient_weights, percentile_interval
-from medgen.augmentation.scores import mean_dice, nan_mean
+from medgen.augmentation.intervals import (
+    WIDENED,
+    centred_interval,
+    no_narrower_than_wilson,
+    patient_weights,
+    percentile_interval,
+)
+from medgen.augmentation.scores import (
+    correlation,
+    hausdorff95,
+    mean_dice,
+    nan_mean,
+    squared_calibration_error,
+)
 from medgen.augmentation.tasks import Consumer
 from medgen.errors import DataError
 from medgen.evaluation.comparison import Comparison, Side
@@ -29,8 +43,10 @@ class LabelAgreement:
 
     Gives "label_agreement" (share of asked finding values that the classifier agrees with; of
     classes where findings are exclusive), "label_agreement_all" (share of samples with every
-    finding right, where several may be present) and "label_auroc". The floor is the same on real
-    test studies: an agreement far above it speaks of prototypes, not of better images.
+    finding right, where several may be present), "label_auroc" and "label_calibration" (expected
+    calibration error: how far the classifier's probabilities are from how often the finding was
+    asked for). The floor is the same on real test studies: an agreement far above it speaks of
+    prototypes, not of better images.
 
     Args:
         steps: optimiser steps of the classifier.
@@ -83,8 +99,10 @@ class LabelAgreement:
 class MaskAgreement:
     """An independent segmenter finds the mask that was asked for.
 
-    Gives "mask_agreement" (mean Dice), one "mask_agreement/CLASS" each where there are several, and
-    "mask_agreement_ratio", over the Dice on real test studies, which is also the floor.
+    Gives "mask_agreement" (mean Dice) and "mask_hausdorff" (mean 95 % Hausdorff distance; in mm
+    where both sides know their spacing, else in pixels), one of each with "/CLASS" where there are
+    several, and "mask_agreement_ratio", over the Dice on real test studies. The floors are the same
+    on real test studies.
 
     Args:
         steps: optimiser steps of the segmenter.
@@ -112,41 +130,99 @@ class MaskAgreement:
                 f"{comparison.synthetic_schema.mask_classes}; mask agreement needs the same"
             )
         judge = comparison.consumer("segmentation", self.steps)
-        drawn = _Overlap.of(judge, comparison.synthetic, seed=comparison.seed)
-        held = _Overlap.of(judge, comparison.test, seed=comparison.seed + 1)
-        found = {"mask_agreement": replace(drawn.mean(), floor=held.mean())}
-        if len(names) > 2:
-            for k, name in enumerate(names[1:]):
-                if np.isfinite(drawn.value[k]):
-                    floor = held.one(k) if np.isfinite(held.value[k]) else None
-                    found[f"mask_agreement/{name}"] = replace(drawn.one(k), floor=floor)
-        ratios = nan_mean(drawn.draws, axis=1) / nan_mean(held.draws, axis=1)
-        low, high = percentile_interval(ratios)
-        value = float(np.nanmean(drawn.value) / np.nanmean(held.value))
+        sides = (comparison.synthetic, comparison.test)
+        metric = all(side.batch.spacing is not None for side in sides)
+        drawn, held = (
+            _overlap(judge, side, metric=metric, seed=comparison.seed + i)
+            for i, side in enumerate(sides)
+        )
+        found: dict[str, Estimate] = {}
+        for measure in drawn:
+            a, b = drawn[measure], held[measure]
+            found[measure] = replace(a.mean(), floor=b.mean())
+            if len(names) > 2:
+                for k, name in enumerate(names[1:]):
+                    if np.isfinite(a.value[k]):
+                        floor = b.one(k) if np.isfinite(b.value[k]) else None
+                        found[f"{measure}/{name}"] = replace(a.one(k), floor=floor)
+        a, b = drawn["mask_agreement"], held["mask_agreement"]
+        low, high = percentile_interval(nan_mean(a.draws, axis=1) / nan_mean(b.draws, axis=1))
+        value = float(np.nanmean(a.value) / np.nanmean(b.value))
         found["mask_agreement_ratio"] = Estimate(
-            value, low, high, drawn.count, higher_is_better=True, unit="ratio", method=BOOTSTRAP
+            value, low, high, a.count, higher_is_better=True, unit="ratio", method=BOOTSTRAP
         )
         return found
 
 
+@register("metric", "scalar_agreement")
+class ScalarAgreement:
+    """An independent regressor finds the scalar that was asked for.
+
+    Gives "scalar_error/NAME", the mean absolute error in the units of the scalar, and
+    "scalar_correlation/NAME", Pearson's, of the regressor's values with what was asked. The floors
+    are the same on real test studies; an error compares with its floor only where the scalars asked
+    for spread as widely as those of the test studies.
+
+    Args:
+        steps: optimiser steps of the regressor.
+    """
+
+    needs = "scalars"
+
+    def __init__(self, steps: int = 400) -> None:
+        self.steps = steps
+
+    def compute(self, real: Dataset, synthetic: Dataset) -> dict[str, Estimate]:
+        """The agreement alone."""
+        return self.measure(Comparison(real, synthetic))
+
+    def measure(self, comparison: Comparison) -> dict[str, Estimate]:
+        """The agreement on synthetic studies, with that on real test studies as floor.
+
+        Raises:
+            DataError: the synthetic studies carry no such scalars, or one does not vary.
+        """
+        names = comparison.schema.scalars
+        if comparison.synthetic_schema.scalars != names:
+            raise DataError(
+                f"real studies have scalars {names}, synthetic ones "
+                f"{comparison.synthetic_schema.scalars}; scalar agreement needs the same"
+            )
+        if comparison.train.batch.scalar is not None:
+            _refuse_flat(names, comparison.train.batch.scalar)
+        judge = comparison.consumer("regression", self.steps)
+        found: dict[str, Estimate] = {}
+        for k, name in enumerate(names):
+            drawn, held = (
+                _scalar(judge, side, k, seed=comparison.seed + i)
+                for i, side in enumerate((comparison.synthetic, comparison.test))
+            )
+            for measure, estimate in drawn.items():
+                found[f"{measure}/{name}"] = replace(estimate, floor=held.get(measure))
+        if not found:
+            raise DataError("every scalar of every study is unknown; scalar agreement is undefined")
+        return found
+
+
+def _refuse_flat(names: Sequence[str], values: Tensor) -> None:
+    spread = (values - values.nanmean(0)).square().nanmean(0)
+    flat = [name for name, s in zip(names, spread.tolist(), strict=True) if not s > 0]
+    if flat:
+        raise DataError(
+            f"scalar agreement needs scalars that vary among the training studies; "
+            f"{', '.join(flat)} does not, or is unknown"
+        )
+
+
 @dataclass(frozen=True)
-class _Overlap:
-    """Dice by class (k,), and under every bootstrap draw (draws, k)."""
+class _Measured:
+    """A score by class (k,), and under every bootstrap draw (draws, k)."""
 
     value: Array
     draws: Array
     count: int
-
-    @classmethod
-    def of(cls, judge: Consumer, side: Side, *, seed: int) -> _Overlap:
-        scores = judge.scores(images_of(side.batch), judge.task.targets(side.batch))
-        if not np.isfinite(scores).any():
-            raise DataError("no study shows any foreground class; mask agreement is undefined")
-        weights = patient_weights(side.patients, DRAWS, seed=seed)
-        columns = [scores[:, [k]] for k in range(scores.shape[1])]
-        value = np.array([mean_dice(column)[0] for column in columns])
-        draws = np.stack([mean_dice(column, weights) for column in columns], axis=1)
-        return cls(value, draws, len(side))
+    unit: str
+    higher: bool
 
     def mean(self) -> Estimate:
         return self._estimate(float(np.nanmean(self.value)), nan_mean(self.draws, axis=1))
@@ -157,8 +233,64 @@ class _Overlap:
     def _estimate(self, value: float, draws: Array) -> Estimate:
         low, high = percentile_interval(draws)
         return Estimate(
-            value, low, high, self.count, higher_is_better=True, unit="Dice", method=BOOTSTRAP
+            value,
+            low,
+            high,
+            self.count,
+            higher_is_better=self.higher,
+            unit=self.unit,
+            method=BOOTSTRAP,
         )
+
+
+def _overlap(judge: Consumer, side: Side, *, metric: bool, seed: int) -> dict[str, _Measured]:
+    """Dice and Hausdorff distance of the judge's masks, by class; `metric` is in mm."""
+    logits, truth = judge.logits(images_of(side.batch)), judge.task.targets(side.batch)
+    overlap = judge.task.scores(logits, truth)
+    if not np.isfinite(overlap).any():
+        raise DataError("no study shows any foreground class; mask agreement is undefined")
+    spacing = side.batch.spacing if metric else None
+    apart = hausdorff95(logits.argmax(1), truth, logits.shape[1], spacing)
+    weights = patient_weights(side.patients, DRAWS, seed=seed)
+
+    def measured(scores: Array, unit: str, *, higher: bool) -> _Measured:
+        columns = [scores[:, [k]] for k in range(scores.shape[1])]
+        value = np.array([mean_dice(column)[0] for column in columns])
+        draws = np.stack([mean_dice(column, weights) for column in columns], axis=1)
+        return _Measured(value, draws, len(side), unit, higher)
+
+    return {
+        "mask_agreement": measured(overlap, "Dice", higher=True),
+        "mask_hausdorff": measured(apart, "mm" if metric else "px", higher=False),
+    }
+
+
+def _scalar(judge: Consumer, side: Side, k: int, *, seed: int) -> dict[str, Estimate]:
+    """Error and correlation of one scalar; nothing where it is unknown of all studies."""
+    targets = judge.task.targets(side.batch)
+    known = np.flatnonzero(targets[:, k].isfinite().numpy())
+    if len(known) < 2:
+        return {}
+    truth = targets[known, k].double().numpy()
+    scores = judge.scores(images_of(side.batch), targets)[known, k]
+    weights = patient_weights([side.patients[i] for i in known], DRAWS, seed=seed)
+    wrong = np.abs(scores - truth)
+    measures = {
+        "scalar_error": ((weights @ wrong) / weights.sum(axis=1), wrong.mean(), False),
+        "scalar_correlation": (
+            correlation(scores, truth, weights),
+            correlation(scores, truth, np.ones((1, len(truth))))[0],
+            True,
+        ),
+    }
+    found: dict[str, Estimate] = {}
+    for name, (draws, value, higher) in measures.items():
+        if np.isfinite(value):
+            low, high = percentile_interval(draws)
+            found[name] = Estimate(
+                float(value), low, high, len(known), higher_is_better=higher, method=BOOTSTRAP
+            )
+    return found
 
 
 def _scores(judge: Consumer, side: Side) -> tuple[Array, Labels]:
@@ -181,11 +313,12 @@ def _agreement(
     if not known.any():
         raise DataError("every finding of every study is unknown; label agreement is undefined")
     count = int(known.any(axis=1).sum())
-    found = {"label_agreement": _share(right * known, known, weights, count)}
+    single = len(set(side.patients)) / len(side)
+    found = {"label_agreement": _share(right * known, known, weights, count, single)}
     if not exclusive and truth.shape[1] > 1:
         complete = ((right == 1) | (known == 0)).all(axis=1, keepdims=True).astype(np.float64)
         asked = known.max(axis=1, keepdims=True)
-        found["label_agreement_all"] = _share(complete * asked, asked, weights, count)
+        found["label_agreement_all"] = _share(complete * asked, asked, weights, count, single)
     value = float(judge.task.value(scores, judge.task.targets(side.batch))[0])
     if np.isfinite(value):
         draws = judge.task.value(scores, judge.task.targets(side.batch), weights)
@@ -193,13 +326,32 @@ def _agreement(
         found["label_auroc"] = Estimate(
             value, low, high, count, higher_is_better=True, unit="AUROC", method=BOOTSTRAP
         )
+    found["label_calibration"] = _calibration(scores, truth, weights, count)
     return found
 
 
-def _share(right: Array, asked: Array, weights: Array, count: int) -> Estimate:
-    """The share of what was asked (b, k) that is right (b, k), under weights (draws, b)."""
+def _calibration(scores: Array, truth: Labels, weights: Array, count: int) -> Estimate:
+    """The expected calibration error in the 2-norm, its bias taken off.
+
+    The square of few studies is too large by as much as bootstrap draws, on average, are larger
+    still; so errors at unequal numbers compare.
+    """
+    draws = squared_calibration_error(scores, truth, weights)
+    squared = 2 * float(squared_calibration_error(scores, truth)[0]) - float(np.nanmean(draws))
+    ends = (squared, *centred_interval(squared, draws))
+    value, low, high = (max(0.0, end) ** 0.5 for end in ends)
+    return Estimate(value, low, high, count, higher_is_better=False, method=BOOTSTRAP)
+
+
+def _share(right: Array, asked: Array, weights: Array, count: int, single: float) -> Estimate:
+    """The share of what was asked (b, k) that is right (b, k), under weights (draws, b).
+
+    `single` is patients a study: studies of one patient say less than those of several.
+    """
     with np.errstate(invalid="ignore", divide="ignore"):
         draws = (weights @ right).sum(axis=1) / (weights @ asked).sum(axis=1)
-    low, high = percentile_interval(draws)
     value = float(right.sum() / asked.sum())
-    return Estimate(value, low, high, count, higher_is_better=True, unit="share", method=BOOTSTRAP)
+    effective = max(1, round(float(asked.sum()) * single))
+    low, high = no_narrower_than_wilson(percentile_interval(draws), value, effective)
+    method = BOOTSTRAP + WIDENED
+    return Estimate(value, low, high, count, higher_is_better=True, unit="share", method=method)

@@ -15,7 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medgen.augmentation.experiment import check_provenance
-from medgen.augmentation.tasks import Consumer, task_for, train_consumer
+from medgen.augmentation.tasks import (
+    Consumer,
+    task_for,
+    train_consumer,
+)
 from medgen.data.splits import by_split, load
 from medgen.errors import DataError
 from medgen.evaluation.features import Extractor, build_extractor, images_of
@@ -25,8 +29,8 @@ from medgen.rng import derive
 from medgen.types import Batch, Schema
 
 Array = NDArray[np.float64]
-LARGEST = 5_000
-"""Studies a side of a distribution metric, at most: memory grows with their square."""
+LARGEST = 10_000
+"""Studies a side of a distribution metric, at most: time grows with their square."""
 
 Progress = Callable[[int, int, str], None]
 
@@ -176,7 +180,7 @@ class Comparison:
         return self._features[key], list(chosen.patients)
 
     def consumer(self, task_name: str, steps: int) -> Consumer:
-        """An independent classifier or segmenter, trained once on all real training studies."""
+        """An independent judge of a task, trained once on all real training studies."""
         key = (task_name, steps)
         if key not in self._consumers:
             task = task_for(task_name, self.schema)

@@ -11,11 +11,12 @@ from numpy.typing import NDArray
 
 from medgen.evaluation.comparison import Comparison
 from medgen.evaluation.feature_metric import (
-    DRAWS,
     FeatureMetric,
     Features,
+    blocks,
     estimate_from,
     half_pairs,
+    memberships,
 )
 from medgen.evaluation.features import principal_axes
 from medgen.registry import register
@@ -38,12 +39,17 @@ def frechet_distance(a: Array, b: Array) -> float:
     Source: Heusel et al. 2017, arXiv:1706.08500, equation 6.
     """
     mean = a.mean(axis=0) - b.mean(axis=0)
-    first, second = np.atleast_2d(np.cov(a.T)), np.atleast_2d(np.cov(b.T))
+    first, second = _covariance(a), _covariance(b)
     values, axes = np.linalg.eigh(first)
     root = (axes * np.sqrt(values.clip(min=0))) @ axes.T
     middle = np.linalg.eigvalsh(root @ second @ root)
     trace = np.trace(first) + np.trace(second) - 2 * np.sqrt(middle.clip(min=0)).sum()
     return float(mean @ mean + trace)
+
+
+def _covariance(rows: Array) -> Array:
+    apart = rows - rows.mean(axis=0)
+    return apart.T @ apart / (len(rows) - 1)
 
 
 def kid(a: Array, b: Array) -> float:
@@ -53,7 +59,7 @@ def kid(a: Array, b: Array) -> float:
 
     Source: Binkowski et al. 2018, arXiv:1801.01401, section 3.
     """
-    return _whole(_kernels(a, b, _cubic))
+    return _whole(a, b, _cubic)
 
 
 def mmd(a: Array, b: Array, width: float) -> float:
@@ -64,7 +70,7 @@ def mmd(a: Array, b: Array, width: float) -> float:
     Source: Gretton et al. 2012, JMLR 13, lemma 6; with image features Jayasumana et al. 2024,
     arXiv:2401.09603.
     """
-    return _whole(_kernels(a, b, _gaussian(width)))
+    return _whole(a, b, _gaussian(width))
 
 
 def frechet_at_infinity(a: Array, b: Array, *, seed: int = 0) -> float:
@@ -103,36 +109,45 @@ def _cubic(a: Array, b: Array) -> Array:
 
 
 def _gaussian(width: float) -> Kernel:
-    return lambda a, b: np.exp(-(distances(a, b) ** 2) / (2 * width**2))
+    return lambda a, b: np.exp(np.square(distances(a, b)) / (-2 * width**2))
 
 
-def _kernels(a: Array, b: Array, kernel: Kernel) -> tuple[Array, Array, Array]:
-    """Kernels within a, within b (diagonals left out) and between them."""
-    within_a, within_b = kernel(a, a), kernel(b, b)
-    np.fill_diagonal(within_a, 0)
-    np.fill_diagonal(within_b, 0)
-    return within_a, within_b, kernel(a, b)
+def _whole(a: Array, b: Array, kernel: Kernel) -> float:
+    everyone = np.ones((1, len(a))), np.ones((1, len(b)))
+    return float(_discrepancy(a, b, kernel, *everyone)[0])
 
 
-def _whole(kernels: tuple[Array, Array, Array]) -> float:
-    within_a, within_b, _ = kernels
-    everyone = np.ones((1, len(within_a))), np.ones((1, len(within_b)))
-    return float(_discrepancy(kernels, *everyone)[0])
+def _discrepancy(a: Array, b: Array, kernel: Kernel, in_a: Array, in_b: Array) -> Array:
+    """The discrepancy of features (n d) and (m d) under 0/1 memberships (draws, n) and (draws, m).
 
-
-def _discrepancy(kernels: tuple[Array, Array, Array], in_a: Array, in_b: Array) -> Array:
-    """The discrepancy for rows of 0/1 membership (draws, n)."""
-    within_a, within_b, between = kernels
+    One study is not held against itself.
+    """
     count_a, count_b = in_a.sum(axis=1), in_b.sum(axis=1)
-    first = ((in_a @ within_a) * in_a).sum(axis=1) / (count_a * (count_a - 1))
-    second = ((in_b @ within_b) * in_b).sum(axis=1) / (count_b * (count_b - 1))
-    return first + second - 2 * ((in_a @ between) * in_b).sum(axis=1) / (count_a * count_b)
+    first = _kernel_sum(a, a, kernel, in_a, in_a, itself=True) / (count_a * (count_a - 1))
+    second = _kernel_sum(b, b, kernel, in_b, in_b, itself=True) / (count_b * (count_b - 1))
+    between = _kernel_sum(a, b, kernel, in_a, in_b, itself=False) / (count_a * count_b)
+    return first + second - 2 * between
+
+
+def _kernel_sum(
+    a: Array, b: Array, kernel: Kernel, in_a: Array, in_b: Array, *, itself: bool
+) -> Array:
+    """The sum of kernel values over pairs of members, (draws,)."""
+    total = np.zeros(len(in_a))
+    for part in blocks(len(a)):
+        values = kernel(a[part], b)
+        if itself:
+            np.fill_diagonal(values[:, part], 0)
+        total += ((in_b @ values.T) * in_a[:, part]).sum(axis=1)
+    return total
 
 
 def distances(a: Array, b: Array) -> Array:
     """Euclidean distances between rows, (len(a), len(b))."""
-    squared = (a**2).sum(1)[:, None] + (b**2).sum(1)[None] - 2 * a @ b.T
-    return np.sqrt(squared.clip(min=0))
+    squared = a @ (-2 * b.T)
+    squared += (a**2).sum(1)[:, None]
+    squared += (b**2).sum(1)
+    return np.sqrt(squared.clip(min=0, out=squared), out=squared)
 
 
 @register("metric", "frechet")
@@ -191,18 +206,15 @@ def _distance(
 
 
 class _KernelMetric(FeatureMetric):
-    """A distance under the kernel that `fit` gives; half-samples come from one kernel matrix."""
+    """A distance under the kernel that `fit` gives; all half-samples share its values."""
 
     name = ""
 
     def between(self, real: Features, other: Features, fitted: Any) -> dict[str, Estimate]:
         """The distance of two sets."""
-        kernels = _kernels(real.rows, other.rows, fitted)
-        in_a, in_b = np.zeros((DRAWS, len(real.rows))), np.zeros((DRAWS, len(other.rows)))
-        for draw, (first, second) in enumerate(half_pairs(real, other)):
-            in_a[draw, first], in_b[draw, second] = 1, 1
-        draws = _discrepancy(kernels, in_a, in_b)
-        return {self.name: estimate_from(_whole(kernels), draws, real, higher=False)}
+        in_a, in_b = (inside.astype(np.float64) for inside in memberships(real, other))
+        value, *draws = _discrepancy(real.rows, other.rows, fitted, in_a, in_b)
+        return {self.name: estimate_from(float(value), np.array(draws), real, higher=False)}
 
 
 @register("metric", "kid")

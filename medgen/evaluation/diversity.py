@@ -2,18 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from medgen.augmentation.intervals import WIDENED, no_narrower_than_wilson
+from medgen.evaluation.comparison import Comparison
 from medgen.evaluation.distribution import distances
-from medgen.evaluation.feature_metric import FeatureMetric, Features, estimate_from, half_pairs
+from medgen.evaluation.feature_metric import (
+    FeatureMetric,
+    Features,
+    blocks,
+    estimate_from,
+    half_pairs,
+    memberships,
+)
+from medgen.evaluation.features import principal_axes
 from medgen.registry import register
 from medgen.types import Estimate
 
 Array = NDArray[np.float64]
+Members = NDArray[np.bool_]
+REACH = 25
+"""Times k: how many neighbours of a study are looked at for the k-th within a half-sample."""
+AXES = 256
+"""Wider features are projected to so many principal axes before a Vendi score is worked out."""
 
 
 def prdc(real: Array, synthetic: Array, k: int = 5) -> dict[str, float]:
@@ -24,23 +40,64 @@ def prdc(real: Array, synthetic: Array, k: int = 5) -> dict[str, float]:
 
     Source: Naeem et al. 2020, arXiv:2002.09797; Kynkaanniemi et al. 2019, arXiv:1904.06991.
     """
-    return _prdc(
-        distances(real, real), distances(synthetic, synthetic), distances(real, synthetic), k
-    )
+    everyone = np.ones((1, len(real)), dtype=bool), np.ones((1, len(synthetic)), dtype=bool)
+    found = _prdc(real, synthetic, k, *everyone)
+    return {name: float(values[0]) for name, values in found.items()}
 
 
-def _prdc(real: Array, synthetic: Array, between: Array, k: int) -> dict[str, float]:
-    """The same from distances; between is (real, synthetic)."""
-    k = min(k, len(real) - 1, len(synthetic) - 1)
-    real_radius = np.partition(real, k, axis=1)[:, k]
-    synthetic_radius = np.partition(synthetic, k, axis=1)[:, k]
-    inside = between <= real_radius[:, None]
+def _prdc(real: Array, synthetic: Array, k: int, in_a: Members, in_b: Members) -> dict[str, Array]:
+    """The same for the members of every draw, (draws,); the first draw is of everyone.
+
+    In a half-sample the ball of k / 2 neighbours is as large as that of k in the whole, which
+    precision, recall and density rest on; coverage rests on k itself.
+    """
+    count_a, count_b = in_a.sum(axis=1), in_b.sum(axis=1)
+    whole = np.maximum(np.minimum(k, np.minimum(count_a, count_b) - 1), 1)
+    halved = np.where(np.arange(len(whole)) > 0, -(-whole // 2), whole)
+    radius, far = _radii(real, in_a, [halved, whole])
+    (theirs,) = _radii(synthetic, in_b, [halved])
+    caught = np.zeros(in_b.shape, dtype=bool)
+    pairs, recalled, covered = (np.zeros(len(in_a)) for _ in range(3))
+    for part in blocks(len(real)):
+        apart = distances(real[part], synthetic)
+        for draw, columns in enumerate(map(np.flatnonzero, in_b)):
+            rows = np.flatnonzero(in_a[draw, part])
+            near = apart[rows][:, columns]
+            inside = near <= radius[draw, part][rows, None]
+            caught[draw, columns] |= inside.any(axis=0)
+            pairs[draw] += inside.sum()
+            recalled[draw] += (near <= theirs[draw, columns]).any(axis=1).sum()
+            covered[draw] += (near.min(axis=1) <= far[draw, part][rows]).sum()
     return {
-        "precision": float(inside.any(axis=0).mean()),
-        "recall": float((between <= synthetic_radius[None]).any(axis=1).mean()),
-        "density": float(inside.sum(axis=0).mean() / k),
-        "coverage": float(inside.any(axis=1).mean()),
+        "precision": caught.sum(axis=1) / count_b,
+        "recall": recalled / count_a,
+        "density": pairs / (halved * count_b),
+        "coverage": covered / count_a,
     }
+
+
+def _radii(rows: Array, members: Members, ks: Sequence[NDArray[np.intp]]) -> list[Array]:
+    """Distances from every study to the k-th nearest other member, (draws, n), for each of `ks`.
+
+    Only the nearest `REACH` times k others are looked at: should a half-sample hold fewer than k
+    of them, the farthest of them sets the radius.
+    """
+    most = min(len(rows) - 1, REACH * int(max(k.max() for k in ks)))
+    found = [np.zeros(members.shape) for _ in ks]
+    for part in blocks(len(rows)):
+        apart = distances(rows[part], rows)
+        np.fill_diagonal(apart[:, part], np.inf)
+        nearest = np.argpartition(apart, most - 1, axis=1)[:, :most]
+        near = np.take_along_axis(apart, nearest, axis=1)
+        order = near.argsort(axis=1)
+        near, nearest = (np.take_along_axis(x, order, axis=1) for x in (near, nearest))
+        for draw, inside in enumerate(members):
+            passed = inside[nearest].cumsum(axis=1)
+            for k, radius in zip(ks, found, strict=True):
+                reached = passed >= k[draw]
+                place = np.where(reached[:, -1], reached.argmax(axis=1), most - 1)
+                radius[draw, part] = np.take_along_axis(near, place[:, None], axis=1)[:, 0]
+    return found
 
 
 def vendi(rows: Array) -> float:
@@ -74,34 +131,49 @@ class Prdc(FeatureMetric):
 
     def between(self, real: Features, other: Features, fitted: Any) -> dict[str, Estimate]:
         """The four shares of two sets."""
-        near_a, near_b = distances(real.rows, real.rows), distances(other.rows, other.rows)
-        across = distances(real.rows, other.rows)
-        draws = [
-            _prdc(near_a[np.ix_(i, i)], near_b[np.ix_(j, j)], across[np.ix_(i, j)], self.k)
-            for i, j in half_pairs(real, other)
-        ]
+        measures = _prdc(real.rows, other.rows, self.k, *memberships(real, other))
         found: dict[str, Estimate] = {}
-        for name, value in _prdc(near_a, near_b, across, self.k).items():
-            spread = np.array([draw[name] for draw in draws])
-            bounds = (0.0, np.inf if name == "density" else 1.0)
-            found[name] = estimate_from(value, spread, real, higher=True, bounds=bounds)
+        for name, (value, *draws) in measures.items():
+            spread = np.array(draws)
+            estimate = estimate_from(float(value), spread, real, higher=True, bounds=(0.0, np.inf))
+            found[name] = estimate if name == "density" else _as_share(estimate, real)
         return found
+
+
+def _as_share(estimate: Estimate, side: Features) -> Estimate:
+    """The estimate of a share, none of whose few studies may have shown the other case."""
+    ends = (estimate.low, min(1.0, estimate.high))
+    low, high = no_narrower_than_wilson(ends, estimate.value, len(set(side.patients)))
+    return replace(estimate, low=low, high=high, method=estimate.method + WIDENED)
 
 
 @register("metric", "vendi")
 class Vendi(FeatureMetric):
     """Effective number of different synthetic studies, over that of as many real ones.
 
-    Features are first centred on the real training studies: raw ones all point the same way.
+    Features are first centred on the real training studies: raw ones all point the same way. Those
+    wider than 256 are projected to the leading 256 principal axes of real training features.
     """
 
-    def fit(self, train: Callable[[], Array]) -> Array:
-        """The mean of training features."""
-        return train().mean(axis=0)
+    def measure(self, comparison: Comparison) -> dict[str, Estimate]:
+        """The ratio of synthetic studies, and of other real ones."""
+        found = super().measure(comparison)
+        wide = comparison.features("train", self.extractor).shape[1] > AXES
+        kept = f", at most {AXES} principal axes of real training features" if wide else ""
+        return {name: replace(e, extractor=e.extractor + kept) for name, e in found.items()}
+
+    def fit(self, train: Callable[[], Array]) -> tuple[Array, Array | None]:
+        """The mean of training features, and their leading axes where they are wide."""
+        rows = train()
+        return principal_axes(rows, AXES) if rows.shape[1] > AXES else (rows.mean(axis=0), None)
 
     def between(self, real: Features, other: Features, fitted: Any) -> dict[str, Estimate]:
         """The ratio of the Vendi scores of two sets."""
-        a, b = real.rows - fitted, other.rows - fitted
+        mean, axes = fitted
+        a, b = (
+            side.rows - mean if axes is None else (side.rows - mean) @ axes
+            for side in (real, other)
+        )
         draws = [vendi(b[j]) / vendi(a[i]) for i, j in half_pairs(real, other)]
         value = vendi(b) / vendi(a)
         bounds = (0.0, np.inf)

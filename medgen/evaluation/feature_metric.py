@@ -19,6 +19,8 @@ Indices = NDArray[np.intp]
 DRAWS = 100
 SMALL = 200
 """Below so many studies a side a warning is given."""
+BLOCK = 1_000
+"""Rows of a matrix of distances or kernels that are held at once: memory grows with n, not n^2."""
 HALF_SAMPLING = f"half-sampling of patients without replacement, {DRAWS} draws"
 
 
@@ -85,6 +87,20 @@ def half_pairs(a: Features, b: Features) -> Iterator[tuple[Indices, Indices]]:
     for i, j in zip(mine, theirs, strict=True):
         count = min(len(i), len(j))
         yield i[:count], j[:count]
+
+
+def memberships(a: Features, b: Features) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Who is in: first everyone, then each pair of half-samples, (1 + draws, n) of both sides."""
+    in_a, in_b = (np.zeros((DRAWS + 1, len(side.rows)), dtype=bool) for side in (a, b))
+    in_a[0], in_b[0] = True, True
+    for draw, (i, j) in enumerate(half_pairs(a, b), start=1):
+        in_a[draw, i], in_b[draw, j] = True, True
+    return in_a, in_b
+
+
+def blocks(count: int) -> Iterator[slice]:
+    """Slices of at most `BLOCK` that together are `count` rows."""
+    return (slice(start, min(start + BLOCK, count)) for start in range(0, count, BLOCK))
 
 
 def estimate_from(

@@ -8,11 +8,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from medgen.augmentation.intervals import patient_weights, percentile_interval
+from medgen.augmentation.intervals import (
+    WIDENED,
+    no_narrower_than_wilson,
+    patient_weights,
+    percentile_interval,
+)
 from medgen.augmentation.scores import auroc
 from medgen.evaluation.comparison import Comparison, Side
 from medgen.evaluation.features import images_of
-from medgen.evaluation.privacy import nearest_distance, pixel_rows
+from medgen.evaluation.neighbours import nearest_distance, pixel_rows
 from medgen.model import GenerativeModel
 from medgen.protocols import Dataset
 from medgen.registry import register
@@ -165,6 +170,8 @@ def _rate(attack: Attack, members: Array, strangers: Array) -> Estimate:
 
 def _estimate(value: float, draws: Array, attack: Attack, unit: str) -> Estimate:
     low, high = percentile_interval(draws)
+    if unit == "share":
+        low, high = no_narrower_than_wilson((low, high), value, len(attack.members))
     few = len(attack.strangers)
     return Estimate(
         value,
@@ -173,7 +180,7 @@ def _estimate(value: float, draws: Array, attack: Attack, unit: str) -> Estimate
         n=few,
         higher_is_better=False,
         unit=unit,
-        method=BOOTSTRAP,
+        method=BOOTSTRAP + WIDENED if unit == "share" else BOOTSTRAP,
         extractor=attack.extractor,
         warning=f"only {few} unseen studies" if few < FEW else "",
     )

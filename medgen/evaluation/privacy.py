@@ -14,12 +14,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional
 
-from medgen.augmentation.intervals import patient_weights, percentile_interval
+from medgen.augmentation.intervals import (
+    WIDENED,
+    no_narrower_than_wilson,
+    patient_weights,
+    percentile_interval,
+)
 from medgen.evaluation.comparison import Comparison, Side
-from medgen.evaluation.distribution import distances
 from medgen.evaluation.features import images_of
+from medgen.evaluation.neighbours import Neighbours, nearest, own_distances, pixel_rows
 from medgen.evaluation.registration import Matches, RegisteredSearch
 from medgen.protocols import Dataset
 from medgen.registry import register
@@ -29,78 +33,9 @@ from medgen.types import Estimate
 Array = NDArray[np.float64]
 FALSE_ALARMS = 0.05
 DRAWS = 1000
-CHUNK = 256
 BOOTSTRAP = f"bootstrap over patients of the held-out and the audited studies, {DRAWS} draws"
 FEW = 100
 """Below so many held-out studies the threshold is uncertain, and a warning says so."""
-
-
-@dataclass(frozen=True)
-class Neighbours:
-    """The training studies nearest to each of some studies.
-
-    Args:
-        index: the nearest training study, (n,).
-        distance: to it, (n,).
-        second: distance to the nearest training study of another patient than that one's, (n,).
-        flipped: the nearest one was found by mirroring left to right, (n,).
-    """
-
-    index: NDArray[np.intp]
-    distance: Array
-    second: Array
-    flipped: NDArray[np.bool_]
-
-
-def nearest(rows: Array, mirrored: Array, train: Array, patients: NDArray[np.intp]) -> Neighbours:
-    """Nearest training studies, whichever way round.
-
-    Args:
-        rows: features of the studies (n d).
-        mirrored: features of the same studies, mirrored left to right (n d).
-        train: features of the training studies (t d).
-        patients: number of the patient of each training study (t,).
-    """
-    parts: list[tuple[NDArray[Any], ...]] = []
-    for start in range(0, len(rows), CHUNK):
-        straight = distances(rows[start : start + CHUNK], train)
-        turned = distances(mirrored[start : start + CHUNK], train)
-        both = np.minimum(straight, turned)
-        index = both.argmin(axis=1)
-        place = np.arange(len(both))
-        stranger = np.where(patients[None] == patients[index][:, None], np.inf, both)
-        flipped = turned[place, index] < straight[place, index]
-        parts.append((index, both[place, index], stranger.min(axis=1), flipped))
-    joined = [np.concatenate(column) for column in zip(*parts, strict=True)]
-    return Neighbours(*joined)
-
-
-def nearest_distance(rows: Array, mirrored: Array, others: Array) -> Array:
-    """Distance to the nearest of other studies, whichever way round, (n,).
-
-    Args:
-        rows: features of the studies (n d).
-        mirrored: features of the same studies, mirrored left to right (n d).
-        others: features of the other studies (t d).
-    """
-    chunks = [slice(start, start + CHUNK) for start in range(0, len(rows), CHUNK)]
-    return np.concatenate(
-        [
-            np.minimum(distances(rows[c], others), distances(mirrored[c], others)).min(axis=1)
-            for c in chunks
-        ]
-    )
-
-
-def pixel_rows(images: Tensor) -> Array:
-    """Images averaged to at most 32 pixels a side, without brightness and contrast, (b d).
-
-    Distances between such rows are sqrt(2 - 2 correlation): blind to exposure and to fine noise.
-    """
-    sides = (min(32, images.shape[-2]), min(32, images.shape[-1]))
-    rows = functional.adaptive_avg_pool2d(images, sides).flatten(1).double().numpy()
-    rows = rows - rows.mean(axis=1, keepdims=True)
-    return rows / np.sqrt((rows**2).sum(axis=1, keepdims=True)).clip(min=1e-12)
 
 
 @dataclass(frozen=True)
@@ -248,7 +183,7 @@ class Memorization:
         _, patients = np.unique(np.array(comparison.train.patients), return_inverse=True)
         synthetic = nearest(*both(comparison.synthetic), train, patients)
         heldout = nearest(*both(comparison.heldout), train, patients)
-        return _Neighbourhood(name, synthetic, heldout, _own(train, mirrored, patients))
+        return _Neighbourhood(name, synthetic, heldout, own_distances(train, mirrored, patients))
 
 
 def _registered(comparison: Comparison) -> _Space:
@@ -351,16 +286,21 @@ class _Resample:
     ) -> Estimate:
         few = self.heldout.shape[1]
         warning = f"only {few} held-out studies set the threshold" if few < FEW else ""
-        beside = Estimate(
-            floor[0], *percentile_interval(floor[1]), n=few, unit=unit, method=BOOTSTRAP
-        )
+
+        def ends(value: float, draws: Array, count: int) -> tuple[float, float]:
+            between = percentile_interval(draws)
+            return no_narrower_than_wilson(between, value, count) if unit == "share" else between
+
+        method = BOOTSTRAP + WIDENED if unit == "share" else BOOTSTRAP
+        beside = Estimate(floor[0], *ends(*floor, few), n=few, unit=unit, method=method)
+        drawn = self.synthetic.shape[1]
         return Estimate(
             found[0],
-            *percentile_interval(found[1]),
-            n=self.synthetic.shape[1],
+            *ends(*found, drawn),
+            n=drawn,
             higher_is_better=higher,
             unit=unit,
-            method=BOOTSTRAP,
+            method=method,
             floor=beside,
             warning=warning,
         )
@@ -368,17 +308,6 @@ class _Resample:
 
 def _ratio(near: Neighbours) -> Array:
     return near.distance / near.second.clip(min=1e-12)
-
-
-def _own(train: Array, mirrored: Array, patients: NDArray[np.intp]) -> Array:
-    """Distance from each training study to the nearest one of another patient, (t,)."""
-    parts: list[Array] = []
-    for start in range(0, len(train), CHUNK):
-        chunk = slice(start, start + CHUNK)
-        both = np.minimum(distances(train[chunk], train), distances(mirrored[chunk], train))
-        same = patients[chunk][:, None] == patients[None]
-        parts.append(np.where(same, np.inf, both).min(axis=1))
-    return np.concatenate(parts)
 
 
 def _weighted_quantile(values: Array, weights: Array, share: float) -> float:

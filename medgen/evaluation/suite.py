@@ -20,10 +20,12 @@ NEEDS = {
     "mmd": "",
     "prdc": "",
     "vendi": "",
+    "ms_ssim_diversity": "",
     "intensity": "",
     "spectrum": "",
     "label_agreement": "findings",
     "mask_agreement": "masks",
+    "scalar_agreement": "scalars",
     "memorization": "",
     "membership": "",
 }
@@ -118,4 +120,6 @@ def _lacking(comparison: Comparison, metric: object) -> str:
         return "the studies carry no findings"
     if needs == "masks" and not comparison.schema.mask_classes:
         return "the studies carry no masks"
+    if needs == "scalars" and not comparison.schema.scalars:
+        return "the studies carry no scalars"
     return ""

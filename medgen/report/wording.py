@@ -43,6 +43,14 @@ METRICS: Mapping[str, tuple[str, str]] = {
         "Diversity (Vendi ratio)",
         "effective number of different synthetic studies over that of as many real ones",
     ),
+    "ms_ssim_diversity": (
+        "Diversity (MS-SSIM)",
+        "how unlike in structure two studies of the same findings are",
+    ),
+    "lpips_diversity": (
+        "Diversity (LPIPS)",
+        "how unlike to the eye two studies of the same findings are",
+    ),
     "intensity_distance": ("Intensity distance", "how far grey levels are off, in parts of 1"),
     "spectrum_distance": (
         "Spectrum distance",
@@ -63,6 +71,22 @@ METRICS: Mapping[str, tuple[str, str]] = {
     "label_auroc": (
         "Findings AUROC",
         "how well an independent classifier's scores tell the findings that were asked for",
+    ),
+    "label_calibration": (
+        "Findings calibration error",
+        "how far an independent classifier's probabilities are from what was asked for",
+    ),
+    "mask_hausdorff": (
+        "Mask distance (95 % Hausdorff)",
+        "how far the borders of the mask asked for and of the mask found lie apart",
+    ),
+    "scalar_error": (
+        "Scalar error",
+        "mean absolute error of an independent regressor against the scalar asked for",
+    ),
+    "scalar_correlation": (
+        "Scalar correlation",
+        "correlation of an independent regressor's values with the scalars asked for",
     ),
     "mask_agreement_ratio": (
         "Mask agreement ratio",

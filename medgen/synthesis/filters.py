@@ -21,7 +21,7 @@ from medgen.augmentation.tasks import Consumer, task_for, train_consumer
 from medgen.data.splits import by_split, load
 from medgen.errors import DataError
 from medgen.evaluation.features import images_of
-from medgen.evaluation.privacy import nearest_distance, pixel_rows
+from medgen.evaluation.neighbours import nearest_distance, pixel_rows
 from medgen.evaluation.registration import RegisteredSearch
 from medgen.protocols import Dataset, Filter
 from medgen.registry import register
