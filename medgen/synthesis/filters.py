@@ -8,6 +8,7 @@ a changed distribution: evaluate the filtered dataset, not the generator.
 from __future__ import annotations
 
 import hashlib
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -32,7 +33,7 @@ DECIMALS = 6
 """Scores are rounded so, lest a last bit of arithmetic decide."""
 
 
-class CalibratedFilter:
+class CalibratedFilter(ABC):
     """Rejects what scores lower than nearly all real validation studies.
 
     Args:
@@ -65,13 +66,13 @@ class CalibratedFilter:
         """Why each sample is rejected; empty for those that pass."""
         return ["" if not s < self.threshold else self.reason for s in self._rounded(samples)]
 
+    @abstractmethod
     def learn(self, train: Batch, validation: Batch, schema: Schema) -> None:
         """Take what is needed from real studies."""
-        raise NotImplementedError
 
+    @abstractmethod
     def scores(self, batch: Batch) -> Array:
         """One score a study (b,); NaN passes."""
-        raise NotImplementedError
 
     def _rounded(self, batch: Batch) -> Array:
         return np.round(self.scores(batch), DECIMALS)
@@ -98,8 +99,25 @@ class Copies(CalibratedFilter):
         return self.search.nearest(images_of(batch)).distance
 
 
+class _Neighbours(CalibratedFilter):
+    """Judges by the distance in pixels to the nearest training study.
+
+    Args:
+        share: of real validation studies that it would reject.
+    """
+
+    def learn(self, train: Batch, validation: Batch, schema: Schema) -> None:
+        """Keep the training studies."""
+        self.rows = pixel_rows(images_of(train))
+
+    def scores(self, batch: Batch) -> Array:
+        """Distance to the nearest training study, also mirrored, (b,)."""
+        image = images_of(batch)
+        return nearest_distance(pixel_rows(image), pixel_rows(image.flip(-1)), self.rows)
+
+
 @register("filter", "outliers")
-class Outliers(CalibratedFilter):
+class Outliers(_Neighbours):
     """Rejects samples farther from every training study than unseen studies are.
 
     Args:
@@ -108,18 +126,13 @@ class Outliers(CalibratedFilter):
 
     reason = "unlike any training study"
 
-    def learn(self, train: Batch, validation: Batch, schema: Schema) -> None:
-        """Keep the training studies."""
-        self.rows = pixel_rows(images_of(train))
-
     def scores(self, batch: Batch) -> Array:
         """Minus the distance to the nearest training study, also mirrored, (b,)."""
-        image = images_of(batch)
-        return -nearest_distance(pixel_rows(image), pixel_rows(image.flip(-1)), self.rows)
+        return -super().scores(batch)
 
 
 @register("filter", "duplicates")
-class Duplicates(Copies):
+class Duplicates(_Neighbours):
     """Rejects samples nearer to an earlier one, also mirrored, than real studies are to each other.
 
     It is as strict as stated once as many samples are accepted as there are training studies, and
