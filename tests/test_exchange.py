@@ -12,7 +12,7 @@ from PIL import Image
 from toy_studies import discs
 
 from medgen.cli.main import cli
-from medgen.data.exchange import write_dicom, write_nnunet
+from medgen.data.exchange import verify_nnunet, write_dicom, write_nnunet
 from medgen.data.splits import by_split
 from medgen.errors import DataError, OutputError
 from medgen.pipeline import Run
@@ -70,6 +70,50 @@ def test_nnunet_validates_on_real_studies_alone(tmp_path):
         assert not {patient[n] for n in split["val"]} & {patient.get(n) for n in split["train"]}
         seen += split["val"]
     assert sorted(seen) == sorted(patient)
+
+
+def synthetic_validates(folds):
+    folds[1]["val"].append("synthetic_00003")
+    folds[1]["train"].remove("synthetic_00003")
+
+
+def synthetic_is_missing(folds):
+    folds[4]["train"].remove("synthetic_00000")
+
+
+def both_sides(folds):
+    folds[0]["train"].append(folds[0]["val"][0])
+
+
+def never_validated(folds):
+    folds[2]["train"].append(folds[2]["val"].pop())
+
+
+def unknown_case(folds):
+    folds[3]["val"].append("real_99999")
+
+
+@pytest.mark.parametrize(
+    ("plant", "says"),
+    [
+        (synthetic_validates, r"fold 1 has 1 synthetic cases in validation \(synthetic_00003\)"),
+        (synthetic_is_missing, "fold 4 has 1 synthetic cases left out of training"),
+        (both_sides, "fold 0 has 1 cases in training and validation"),
+        (never_validated, "1 real cases not validated exactly once"),
+        (unknown_case, r"fold 3 has 1 cases without a label \(real_99999\)"),
+        (lambda folds: folds.clear(), "not validated exactly once"),
+        (lambda folds: folds[0].pop("val"), "cannot be read as nnU-Net's splits"),
+    ],
+)
+def test_faults_planted_in_nnunet_splits_are_found(plant, says, tmp_path):
+    out = write_nnunet(by_split(REAL, "train"), by_split(REAL, "test"), DRAWN, tmp_path / "a")
+    verify_nnunet(out)
+    path = out / "splits_final.json"
+    folds = json.loads(path.read_text())
+    plant(folds)
+    path.write_text(json.dumps(folds))
+    with pytest.raises(DataError, match=says):
+        verify_nnunet(out)
 
 
 def test_nnunet_refuses_what_does_not_fit(tmp_path):

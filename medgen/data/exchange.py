@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import uuid
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from medgen.data.export import write_image, write_mask
+from medgen.data.splits import SHOWN
 from medgen.disk import building, write_bytes
 from medgen.errors import DataError
 from medgen.protocols import Dataset
@@ -22,6 +24,8 @@ from medgen.types import Provenance
 SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
 EXPLICIT_LITTLE_ENDIAN = "1.2.840.10008.1.2.1"
 FOLDS = 5
+SYNTHETIC = "synthetic_"
+"""How the name of a synthetic case begins."""
 Progress = Callable[[int, int], None]
 
 
@@ -108,7 +112,6 @@ def write_nnunet(
                     progress(done, total)
         folds = _folds([study.patient for study in train.studies], cases["real"], seed)
         splits = [{"train": t + cases["synthetic"], "val": v} for t, v in folds]
-        _verify(splits, set(cases["synthetic"]))
         about = {
             "channel_names": {str(k): f"channel {k}" for k in range(train.schema.channels)},
             "labels": {name: value for value, name in enumerate(classes)},
@@ -117,12 +120,63 @@ def write_nnunet(
         }
         for name, value in (("dataset.json", about), ("splits_final.json", splits)):
             write_bytes(folder / name, (json.dumps(value, indent=1) + "\n").encode())
+        verify_nnunet(folder)
     return out
+
+
+def verify_nnunet(folder: Path) -> None:
+    """Read the splits of an nnU-Net dataset back and hold them against its files.
+
+    Every fold trains on all synthetic cases and validates on none; no case stands on both sides;
+    every real case is validated once; every case named has its label, and every label is named.
+
+    Args:
+        folder: what `write_nnunet` wrote, or the preprocessed dataset with its copy of
+            `splits_final.json` and the labels beside it.
+
+    Raises:
+        DataError: names the fold and the cases.
+    """
+    path = folder / "splits_final.json"
+    try:
+        splits = [(fold["train"], fold["val"]) for fold in json.loads(path.read_text())]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path}: cannot be read as nnU-Net's splits ({error})") from error
+    present = {file.name.partition(".")[0] for file in (folder / "labelsTr").iterdir()}
+    synthetic = {case for case in present if case.startswith(SYNTHETIC)}
+    validated = Counter(case for _, held in splits for case in held)
+    unsound = {case for case in present - synthetic if validated[case] != 1}
+    problems = [_faults(place, fold, present, synthetic) for place, fold in enumerate(splits)]
+    problems.append(_named("real cases not validated exactly once", unsound))
+    found = "; ".join(problem for problem in problems if problem)
+    if found:
+        raise DataError(f"{path}: {found}. Export again, and do not edit the splits.")
+
+
+def _faults(
+    place: int, fold: tuple[list[str], list[str]], present: set[str], synthetic: set[str]
+) -> str:
+    """What is wrong with a fold, in words."""
+    train, held = map(set, fold)
+    faults = [
+        _named("synthetic cases in validation", {c for c in held if c.startswith(SYNTHETIC)}),
+        _named("cases in training and validation", train & held),
+        _named("synthetic cases left out of training", synthetic - train),
+        _named("cases without a label", (train | held) - present),
+        _named("labels in neither part", present - train - held),
+    ]
+    found = ", ".join(fault for fault in faults if fault)
+    return f"fold {place} has {found}" if found else ""
+
+
+def _named(fault: str, cases: set[str]) -> str:
+    shown = ", ".join(sorted(cases)[:SHOWN]) + ", ..." * (len(cases) > SHOWN)
+    return f"{len(cases)} {fault} ({shown})" if cases else ""
 
 
 def _write_case(folder: Path, dataset: Dataset, index: int, *, case: str, place: str) -> None:
     item, name = dataset[index], dataset.studies[index].id
-    if case.startswith("synthetic"):
+    if case.startswith(SYNTHETIC):
         _synthetic(item.provenance, name)
     elif item.provenance and item.provenance[0].synthetic:
         raise DataError(f"study '{name}' is synthetic and stands among the real ones")
@@ -149,12 +203,6 @@ def _folds(
         ([c for c, p in pairs if fold[p] != k], [c for c, p in pairs if fold[p] == k])
         for k in range(FOLDS)
     ]
-
-
-def _verify(splits: Sequence[dict[str, list[str]]], synthetic: set[str]) -> None:
-    for split in splits:
-        if synthetic & set(split["val"]) or set(split["train"]) & set(split["val"]):
-            raise DataError("a synthetic or training case stands in a validation fold")
 
 
 def _synthetic(provenance: Sequence[Provenance] | None, name: str) -> Provenance:
