@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pydicom
@@ -9,11 +10,13 @@ import pytest
 from click.testing import CliRunner
 from conftest import TINY
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from toy_studies import discs
 
 from medgen.cli.main import cli
 from medgen.data.exchange import verify_nnunet, write_dicom, write_nnunet
-from medgen.data.splits import by_split
+from medgen.data.folder import Folder
+from medgen.data.splits import Subset, by_split
 from medgen.errors import DataError, OutputError
 from medgen.pipeline import Run
 from medgen.recipe import load_recipe
@@ -127,33 +130,106 @@ def test_nnunet_refuses_what_does_not_fit(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_no_trace_of_a_patient_leaves(simulated_folder, tmp_path):
-    """Canaries in every field of the input stand in no byte of checkpoint, samples or exports."""
+def test_every_dicom_attribute_is_made_here(tmp_path):
+    """The attributes are a fixed list: none can come from a source header."""
+    file = pydicom.dcmread(next(write_dicom(DRAWN, tmp_path / "dicom").iterdir()))
+    assert {element.keyword for element in file} == {
+        *("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID"),
+        *("SyntheticData", "ImageType", "DerivationDescription", "ContributingEquipmentSequence"),
+        *("ConversionType", "Modality", "PatientName", "PatientID", "PatientBirthDate"),
+        *("PatientSex", "StudyDate", "StudyTime", "StudyID", "ReferringPhysicianName"),
+        *("AccessionNumber", "SeriesNumber", "InstanceNumber", "SamplesPerPixel"),
+        *("PhotometricInterpretation", "Rows", "Columns", "BitsAllocated", "BitsStored"),
+        *("HighBit", "PixelRepresentation", "BurnedInAnnotation", "PixelData"),
+    }
+    blank = ("PatientBirthDate", "PatientSex", "StudyDate", "StudyTime", "StudyID")
+    assert not any(file[name].value for name in (*blank, "AccessionNumber"))
+    assert file.StudyInstanceUID.startswith("2.25.")
+
+
+def marked_png(image, file):
+    about = PngInfo()
+    for key in ("Comment", CANARY):
+        about.add_text(key, f"{CANARY} name", zip=key == CANARY)
+    image.save(file, pnginfo=about)
+
+
+def marked_jpeg(image, file):
+    exif = Image.Exif()
+    exif[0x010E] = exif[0x013B] = f"{CANARY} description and artist"
+    image.save(file, exif=exif, comment=f"{CANARY} comment".encode())
+
+
+def marked_dicom(image, file):
+    source = write_dicom(discs(1, synthetic=True), file.with_suffix(""))
+    header = pydicom.dcmread(next(source.iterdir()))
+    shutil.rmtree(source)
+    header.Rows, header.Columns, header.PixelData = *image.size[::-1], image.tobytes()
+    for name in ("PatientName", "PatientID", "StudyID", "AccessionNumber", "StudyDescription"):
+        setattr(header, name, CANARY)
+    header.add_new((0x0011, 0x0010), "LO", f"{CANARY} creator")
+    header.add_new((0x0011, 0x1001), "LT", f"{CANARY} private")
+    header.save_as(file)
+
+
+WRITERS = {".png": marked_png, ".jpg": marked_jpeg, ".dcm": marked_dicom}
+
+
+@pytest.fixture
+def marked_folder(simulated_folder, tmp_path):
+    """Studies with canaries in names of files, columns and folder, in cells and in headers."""
     folder = tmp_path / f"{CANARY}-folder"
     shutil.copytree(simulated_folder, folder)
     header, *rows = (folder / "table.csv").read_text().splitlines()
     at = {name: place for place, name in enumerate(header.split(","))}
-    marked = [f"{header},report"]
+    marked = [f"{header},report,age,{CANARY} ward"]
     for number, row in enumerate(rows):
         cells = row.split(",")
-        for kind in ("image", "mask"):
+        for kind, suffix in (("image", list(WRITERS)[number % 3]), ("mask", ".png")):
             old = folder / cells[at[kind]]
-            cells[at[kind]] = f"{kind}s/{CANARY}-{number}.png"
-            old.rename(folder / cells[at[kind]])
+            cells[at[kind]] = f"{kind}s/{CANARY}-{number}{suffix}"
+            WRITERS[suffix](Image.open(old), folder / cells[at[kind]])
+            old.unlink()
         cells[at["patient"]] = f"{CANARY}-{cells[at['patient']]}"
-        marked.append(",".join([*cells, f"{CANARY} report"]))
+        marked.append(",".join([*cells, f"{CANARY} report", f"{40 + number}", f"{CANARY} ward"]))
     (folder / "table.csv").write_text("\n".join(marked) + "\n")
-    asked = "findings: [cardiomegaly, effusion], reading: {text: true}"
+    for suffix in WRITERS:
+        file = next((folder / "images").glob(f"*{suffix}"))
+        assert CANARY.encode() in file.read_bytes()
+    return folder
+
+
+def check_for_canaries(root, files):
+    """No canary in the name or the bytes of a file."""
+    assert files
+    for file in files:
+        assert CANARY not in str(file.relative_to(root))
+        if file.is_file():
+            assert CANARY.encode() not in file.read_bytes(), file
+
+
+def test_no_trace_of_a_patient_leaves(marked_folder, tmp_path):
+    """Canaries in every field of the input stand in no byte of checkpoint, samples or exports."""
+    asked = "findings: [cardiomegaly, effusion], scalars: [age], reading: {text: true}"
     data = f"data={{type: folder, size: [32, 32], {asked}}}"
     run = tmp_path / "run"
-    job = Run(load_recipe("cxr/quickstart", [*TINY[2:], data]), run, data_root=folder, device="cpu")
+    recipe = load_recipe("cxr/quickstart", [*TINY[2:], data])
+    job = Run(recipe, run, data_root=marked_folder, device="cpu")
     job.train()
     drawn = job.synthesize()
     done = CliRunner().invoke(
         cli, ["export", str(drawn), "--to", "dicom", "--out", str(run / "dicom")]
     )
     assert done.exit_code == 0, done.output
-    for file in [run / "model.safetensors", *drawn.rglob("*"), *(run / "dicom").rglob("*")]:
-        assert CANARY not in str(file.relative_to(run))
-        if file.is_file():
-            assert CANARY.encode() not in file.read_bytes(), file
+    files = [run / "model.safetensors", *drawn.rglob("*"), *(run / "dicom").rglob("*")]
+    check_for_canaries(run, files)
+
+
+def test_no_name_of_a_patient_reaches_nnunet(marked_folder, tmp_path):
+    classes = ("background", "lung", "heart")
+    real = Folder(marked_folder, (32, 32), mask_classes=classes)
+    drawn = discs(3, synthetic=True)
+    drawn.schema = replace(drawn.schema, mask_classes=classes)
+    train = Subset(real, [i for i, study in enumerate(real.studies) if study.split != "test"])
+    out = write_nnunet(train, by_split(real, "test"), drawn, tmp_path / "Dataset502_Lungs")
+    check_for_canaries(out, list(out.rglob("*")))

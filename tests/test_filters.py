@@ -189,6 +189,14 @@ def test_filters_of_a_recipe_and_of_the_command_line(trained, simulated_folder, 
     about = json.loads((out / "dataset.json").read_text())
     assert about["filters"]["budget"] == 40
     assert about["filters"]["filters"][0]["type"] == "copies"
+    refusing = ["--no-copies", *changed, "--set", "filters=[]"]
+    asked = ["sample", str(trained), "--out", str(tmp_path / "uncopied"), "--count", "2"]
+    assert "--real" in CliRunner().invoke(cli, [*asked, "--no-copies"]).output
+    done = CliRunner().invoke(cli, [*asked, *refusing])
+    assert done.exit_code == 0, done.output
+    about = json.loads((tmp_path / "uncopied" / "dataset.json").read_text())
+    [chosen] = about["filters"]["filters"]
+    assert (chosen["type"], chosen["share"]) == ("copies", 0.05)
 
 
 @pytest.fixture(scope="module")

@@ -15,6 +15,7 @@ from medgen.assembly import from_pretrained
 from medgen.data.folder import Folder
 from medgen.data.splits import load
 from medgen.errors import CheckpointError, DataError, OutputError
+from medgen.synthesis.chain import chained
 from medgen.synthesis.draw import synthesize
 from medgen.synthesis.plan import (
     describe,
@@ -248,7 +249,86 @@ def test_verify_finds_planted_faults(dataset, factory, tmp_path):
     (out / "manifest.jsonl").write_text("\n".join(lines) + "\n")
     problems = verify(out, factory.model, count=10).problems
     assert any("synthetic-000005" in p and "another image" in p for p in problems)
-    assert any("manifest.jsonl" in p for p in problems)
+    assert "manifest.jsonl line 6 (synthetic-000005): was edited" in problems
+
+
+def edited(lines):
+    lines[4] = lines[4].replace('"synthetic": true', '"synthetic": false')
+
+
+def removed(lines):
+    del lines[4]
+
+
+def cut(lines):
+    del lines[-1]
+
+
+def swapped(lines):
+    lines[3], lines[4] = lines[4], lines[3]
+
+
+def repeated(lines):
+    lines.append(lines[-1])
+
+
+FOLLOWS = "does not follow the line before it"
+PLANTED = {
+    edited: ["line 5 (synthetic-000004): was edited"],
+    removed: [f"line 5 (synthetic-000005): {FOLLOWS}"],
+    cut: ["does not end as dataset.json says"],
+    swapped: [
+        f"line 4 (synthetic-000004): {FOLLOWS}",
+        f"line 5 (synthetic-000003): {FOLLOWS}",
+        f"line 6 (synthetic-000005): {FOLLOWS}",
+    ],
+    repeated: [f"line 11 (synthetic-000009): {FOLLOWS}"],
+}
+
+
+@pytest.mark.parametrize("plant", PLANTED, ids=lambda plant: plant.__name__)
+def test_the_chain_finds_and_names_what_was_changed(dataset, tmp_path, plant):
+    out = tmp_path / "data"
+    shutil.copytree(dataset, out)
+    lines = (out / "manifest.jsonl").read_text().splitlines()
+    plant(lines)
+    (out / "manifest.jsonl").write_text("\n".join(lines) + "\n")
+    problems = verify(out, None).problems
+    assert len(problems) == len(PLANTED[plant])
+    for problem, part in zip(problems, PLANTED[plant], strict=True):
+        assert part in problem
+
+
+def test_the_chain_ends_in_what_was_written_down(dataset, tmp_path):
+    """Whoever rewrites all links gives the chain another end."""
+    out = tmp_path / "data"
+    shutil.copytree(dataset, out)
+    about = json.loads((out / "dataset.json").read_text())
+    lines = [json.loads(line) for line in (out / "manifest.jsonl").read_text().splitlines()]
+    plain = [{k: v for k, v in line.items() if k not in ("sha256", "chain")} for line in lines]
+    assert chained(plain, about["plan"]) == lines
+    plain[2]["condition"] = {}
+    forged = chained(plain, about["plan"])
+    (out / "manifest.jsonl").write_text("".join(json.dumps(line) + "\n" for line in forged))
+    assert any("does not end as dataset.json says" in p for p in verify(out, None).problems)
+    (out / "dataset.json").write_text(json.dumps({**about, "chain": forged[-1]["chain"]}))
+    assert verify(out, None).problems == ()
+    assert verify(out, None).chain != verify(dataset, None).chain == about["chain"]
+
+
+def test_tables_are_verified_and_older_datasets_refused(dataset, tmp_path):
+    out = tmp_path / "data"
+    shutil.copytree(dataset, out)
+    text = (out / "labels.csv").read_text()
+    (out / "labels.csv").write_text(
+        text.replace("train,0", "train,1").replace("train,1", "train,0")
+    )
+    assert verify(out, None).problems == ("labels.csv: has other bytes than were written",)
+    about = json.loads((out / "dataset.json").read_text())
+    del about["chain"]
+    (out / "dataset.json").write_text(json.dumps(about))
+    with pytest.raises(DataError, match="no hash chain"):
+        verify(out, None)
 
 
 def test_a_sample_does_not_depend_on_its_batch(factory):

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
         "medgen sample MODEL --out DIR --masks folder/of/masks",
         "medgen sample MODEL --out DIR --count 500 --like ~/studies",
         "medgen sample MODEL --out DIR --set sampler.steps=32 --set guidance.type=autoguidance",
-        "medgen sample MODEL --out DIR --real ~/studies --set 'filters=[{type: copies}]'",
+        "medgen sample MODEL --out DIR --real ~/studies --no-copies",
+        "medgen sample MODEL --out DIR --real ~/studies --set 'filters=[{type: findings}]'",
     )
 )
 @click.argument("model", type=click.Path(path_type=Path))
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
     type=click.Path(path_type=Path),
     help="Folder of real studies from which the filters learn.",
 )
+@click.option("--no-copies", is_flag=True, help="Refuse copies of the training studies of --real.")
 @click.option("--seed", type=int, default=0, show_default=True, help="All seeds derive from it.")
 @click.option("--workers", type=click.IntRange(1), help="Threads on a CPU. Default: its cores.")
 @click.option("--shard", metavar="I/N", help="Draw every N-th part only, beginning with part I.")
@@ -64,6 +66,7 @@ def sample(
     masks: Path | None,
     like: Path | None,
     real: Path | None,
+    no_copies: bool,
     seed: int,
     workers: int | None,
     shard: str | None,
@@ -88,6 +91,9 @@ def sample(
     if like is not None and (conditions is not None or masks is not None or prevalence):
         raise click.UsageError("--like decides all conditions; leave the other options out")
     settings = override(read_recipe(model), _sampling_only(overrides)).sections
+    if no_copies and all(each["type"] != "copies" for each in settings["filters"]):
+        chosen = [*settings["filters"], {"type": "copies"}]
+        settings = override(settings, [f"filters={json.dumps(chosen)}"]).sections
     filters = _filters(settings, real)
     generator = from_pretrained(
         model,
@@ -137,7 +143,8 @@ def sample(
 def verify(dataset: Path, model: Path | None, count: int, seed: int, as_json: bool) -> None:
     """Check the files of a synthetic DATASET, and draw some samples again to compare.
 
-    Without --model only the files are checked against their manifest.
+    Without --model only the files are checked against their manifest, and the manifest against its
+    hash chain. Keep the printed end of the chain elsewhere: it tells later whether a line changed.
     """
     from medgen.assembly import from_pretrained
     from medgen.synthesis.verify import read_dataset
@@ -155,6 +162,7 @@ def verify(dataset: Path, model: Path | None, count: int, seed: int, as_json: bo
             click.echo(problem)
         verdict = "not as written" if result.problems else "ok"
         click.echo(f"{verdict}: {result.files} files checked, {result.redrawn} samples drawn again")
+        click.echo(f"chain: {result.chain}")
     raise click.exceptions.Exit(int(bool(result.problems)))
 
 
@@ -172,8 +180,8 @@ def _filters(settings: dict[str, Any], real: Path | None) -> Filters | None:
         return None
     if not settings["filters"]:
         raise click.UsageError(
-            "--real: there are no filters to learn from it; name some, such as "
-            "--set 'filters=[{type: copies}]'"
+            "--real: there are no filters to learn from it; name some, such as --no-copies or "
+            "--set 'filters=[{type: findings}]'"
         )
     return Filters.fitted(settings, build_dataset(settings["data"], real))
 

@@ -142,7 +142,7 @@ def verify_nnunet(folder: Path) -> None:
         splits = [(fold["train"], fold["val"]) for fold in json.loads(path.read_text())]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path}: cannot be read as nnU-Net's splits ({error})") from error
-    present = {file.name.partition(".")[0] for file in (folder / "labelsTr").iterdir()}
+    present = {file.name.partition(".")[0] for file in (folder / "labelsTr").glob("*")}
     synthetic = {case for case in present if case.startswith(SYNTHETIC)}
     validated = Counter(case for _, held in splits for case in held)
     unsound = {case for case in present - synthetic if validated[case] != 1}

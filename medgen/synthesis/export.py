@@ -15,6 +15,7 @@ from torch import Tensor
 
 from medgen.data.export import write_image, write_mask
 from medgen.disk import write_bytes
+from medgen.synthesis.chain import chained
 from medgen.types import Batch, Schema
 
 
@@ -82,18 +83,23 @@ def write_tables(
         about: provenance of the dataset as a whole.
         recipe_yaml: the resolved recipe of the generator.
     """
-    manifest = _lines(records)
-    write_bytes(folder / "manifest.jsonl", manifest)
+    lines = chained(records, about["plan"])
+    tables = {
+        "labels.csv": _table(schema, records).encode(),
+        "recipe.yaml": recipe_yaml.encode(),
+        "README.md": _readme(schema, records, about).encode(),
+    }
     if "filters" in about:
-        write_bytes(folder / "rejected.jsonl", _lines(rejected))
-    write_bytes(folder / "labels.csv", _table(schema, records).encode())
-    write_bytes(folder / "recipe.yaml", recipe_yaml.encode())
-    write_bytes(folder / "README.md", _readme(schema, records, about).encode())
+        tables["rejected.jsonl"] = _lines(rejected)
+    write_bytes(folder / "manifest.jsonl", _lines(lines))
+    for name, content in tables.items():
+        write_bytes(folder / name, content)
     dataset = {
         **about,
         "schema": asdict(schema),
         "count": len(records),
-        "manifest_sha256": hashlib.sha256(manifest).hexdigest(),
+        "tables": {name: hashlib.sha256(content).hexdigest() for name, content in tables.items()},
+        "chain": lines[-1]["chain"],
         "synthetic": True,
     }
     write_bytes(folder / "dataset.json", (json.dumps(dataset, indent=2) + "\n").encode())
@@ -137,7 +143,8 @@ for research and to train models; never for diagnosis, and never in a validation
 - findings: {findings}
 - generator: recipe `{about["recipe"]}`, checkpoint `{about["checkpoint"]}`
 - `labels.csv`: one line a sample; medgen's `folder` reader reads it
-- `manifest.jsonl`: one line a sample: seed, condition, checkpoint, SHA-256 of its files
+- `manifest.jsonl`: one line a sample: seed, condition, checkpoint, SHA-256 of its files, and a link
+  to the line before it
 
 `medgen verify` re-draws samples of this folder from their seeds and compares them byte for byte.
 """

@@ -16,6 +16,7 @@ import torch
 from medgen.errors import DataError
 from medgen.model import GenerativeModel
 from medgen.rng import derive
+from medgen.synthesis.chain import broken_links
 from medgen.synthesis.export import write_sample
 from medgen.synthesis.plan import Plan, read_masks
 from medgen.synthesis.unit import draw_unit
@@ -30,17 +31,20 @@ class Verification:
         files: number of files whose SHA-256 was checked.
         redrawn: number of samples drawn again and compared.
         problems: one sentence each; empty means that all is as the manifest says.
+        chain: the last link of the manifest's chain: kept elsewhere, it tells later whether a line
+            was changed.
     """
 
     files: int
     redrawn: int
     problems: tuple[str, ...]
+    chain: str
 
 
 def verify(
     folder: Path, model: GenerativeModel | None, *, count: int = 8, seed: int = 0
 ) -> Verification:
-    """Check every file of a dataset against its manifest, and re-draw some samples.
+    """Check the manifest's chain and every file of a dataset, and re-draw some samples.
 
     Args:
         folder: of the dataset.
@@ -49,15 +53,19 @@ def verify(
         seed: which samples are chosen.
 
     Raises:
-        DataError: the folder holds no complete dataset, or was drawn by another checkpoint.
+        DataError: the folder holds no complete dataset, one without a hash chain, or one drawn by
+            another checkpoint.
     """
     about, records = read_dataset(folder)
-    problems = list(_wrong_files(folder, records))
-    if (
-        hashlib.sha256((folder / "manifest.jsonl").read_bytes()).hexdigest()
-        != about["manifest_sha256"]
-    ):
-        problems.append("manifest.jsonl: is not the manifest that was written")
+    if "chain" not in about:
+        raise DataError(
+            f"{folder}: its manifest carries no hash chain, as those of older versions; draw the "
+            "dataset again to have it verified"
+        )
+    problems = list(broken_links(records, about["plan"], about["chain"]))
+    tables = {name: {"path": name, "sha256": digest} for name, digest in about["tables"].items()}
+    listed = [{"files": tables}, *records]
+    problems += _wrong_files(folder, listed)
     redrawn = 0
     if model is not None:
         if model.source != about["checkpoint"]:
@@ -67,7 +75,8 @@ def verify(
         chosen = np.random.default_rng(derive(seed, "verify")).permutation(len(records))[:count]
         redrawn = len(chosen)
         problems += _drawn_differently(folder, model, records, about, sorted(chosen.tolist()))
-    return Verification(sum(len(r["files"]) for r in records), redrawn, tuple(problems))
+    files = sum(len(each["files"]) for each in listed)
+    return Verification(files, redrawn, tuple(problems), about["chain"])
 
 
 def read_dataset(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
