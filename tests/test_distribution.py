@@ -1,11 +1,13 @@
 """Distances and shares against closed forms and planted faults."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from torchmetrics.image.fid import _compute_fid
 from torchmetrics.image.kid import poly_mmd
-from toy_studies import discs
+from toy_studies import Studies, discs
 
 from medgen.evaluation.comparison import Comparison
 from medgen.evaluation.distribution import (
@@ -20,6 +22,7 @@ from medgen.evaluation.distribution import (
 )
 from medgen.evaluation.diversity import Prdc, Vendi, _prdc, prdc, vendi
 from medgen.evaluation.feature_metric import Features
+from medgen.evaluation.suite import evaluate
 
 
 def test_frechet_of_two_gaussians():
@@ -225,3 +228,26 @@ def test_a_blurred_generator_stands_above_the_floor(real):
 
 def test_count_limits_both_sides(fresh):
     assert Kid(count=30).measure(fresh)["kid"].n == 30
+
+
+def volumes(count, seed, *, synthetic):
+    """Studies of small volumes of noise; of a size of their own on every axis."""
+    flat = discs(count, seed=seed, synthetic=synthetic, masks=False, findings=False)
+    rng = torch.Generator().manual_seed(seed)
+    image = torch.rand((count, 1, 11, 12, 14), generator=rng) * 2 - 1
+    schema = replace(flat.schema, size=(11, 12, 14))
+    return Studies(schema, flat.studies, replace(flat.batch, image=image))
+
+
+def test_metrics_take_volumes():
+    """Noise against noise stands at the floor, by every metric that an evaluation names."""
+    real, synthetic = volumes(100, 0, synthetic=False), volumes(30, 1, synthetic=True)
+    metrics = ["frechet", "kid", "mmd", "prdc", "vendi", "intensity", "spectrum"]
+    result = evaluate(real, synthetic, [*metrics, "ms_ssim_diversity"], extractor="random")
+    assert not result["skipped"]
+    assert len(result["metrics"]) == 11
+    assert "8 slices along each of three axes" in result["extractor"]["name"]
+    for estimate in result["metrics"].values():
+        floor = estimate["floor"]
+        assert estimate["low"] <= floor["high"]
+        assert floor["low"] <= estimate["high"]

@@ -280,7 +280,7 @@ def train_consumer(
     if start is not None:
         network.load_state_dict(start.state_dict())
     optimiser = torch.optim.AdamW(network.parameters(), lr=lr, weight_decay=0.01)
-    order = _order(len(images), batch, derive(seed, "order"))
+    order = batches(len(images), batch, derive(seed, "order"))
     moves = torch.Generator().manual_seed(derive(seed, "augment"))
     checks = {math.ceil(steps * (i + 1) / CHECKS) for i in range(CHECKS)}
     best: tuple[tuple[float, float], int, dict[str, Tensor]] | None = None
@@ -335,7 +335,7 @@ def _initialised(task: Task, seed: int) -> nn.Module:
         return task.network()
 
 
-def _order(count: int, batch: int, seed: int) -> Iterator[Tensor]:
+def batches(count: int, batch: int, seed: int) -> Iterator[Tensor]:
     """Indices of one batch after another; all studies come once before any comes again."""
     rng = torch.Generator().manual_seed(seed)
     waiting = torch.randperm(count, generator=rng)

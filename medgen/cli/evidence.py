@@ -43,8 +43,8 @@ synthetic_option = click.option(
     "--extractor",
     default="classifier",
     show_default=True,
-    help="classifier, efficientnet-lite0, pixels-pca, random, codec@CHECKPOINT, or a torchvision "
-    "network and the file of its weights, such as resnet50@weights.pth.",
+    help="classifier, ssl, efficientnet-lite0, pixels-pca, random, codec@CHECKPOINT, or a network "
+    "of torchvision or timm and the file of its weights: resnet50@FILE, timm:NAME@FILE.",
 )
 @click.option(
     "--model",

@@ -116,6 +116,11 @@ class Comparison:
         )
 
     @cached_property
+    def taught(self) -> Side:
+        """Real training studies that extractors, and what metrics fit, are taught on."""
+        return self.train.select(self._halves[0])
+
+    @cached_property
     def unseen_members(self) -> Side:
         """Real studies that the generator saw and no extractor did."""
         return self.train.select(self._halves[1])
@@ -142,10 +147,9 @@ class Comparison:
         """The extractor of a name, fitted once on the first half of the training patients."""
         name = name or self.extractor_name
         if name not in self._extractors:
-            learn = self.train.select(self._halves[0])
             self._extractors[name] = build_extractor(
                 name,
-                learn.batch,
+                self.taught.batch,
                 self.validation.batch,
                 self.schema,
                 seed=derive(self.seed, "extractor"),
@@ -153,7 +157,7 @@ class Comparison:
         return self._extractors[name]
 
     def features(self, side: str, name: str | None = None) -> Array:
-        """Features of a whole side: "train", "heldout" or "synthetic"; worked out once."""
+        """Features of a whole side, such as "taught", "heldout" or "synthetic"; worked out once."""
         key = (name or self.extractor_name, side)
         if key not in self._features:
             studies: Side = getattr(self, side)

@@ -158,7 +158,7 @@ class Vendi(FeatureMetric):
     def measure(self, comparison: Comparison) -> dict[str, Estimate]:
         """The ratio of synthetic studies, and of other real ones."""
         found = super().measure(comparison)
-        wide = comparison.features("train", self.extractor).shape[1] > AXES
+        wide = comparison.features("taught", self.extractor).shape[1] > AXES
         kept = f", at most {AXES} principal axes of real training features" if wide else ""
         return {name: replace(e, extractor=e.extractor + kept) for name, e in found.items()}
 

@@ -64,7 +64,7 @@ class FeatureMetric:
             sides.append(Features(rows[: self.count], patients[: self.count]))
         held, drawn, other = sides
         name = comparison.extractor(self.extractor).name
-        fitted = self.fit(lambda: comparison.features("train", self.extractor))
+        fitted = self.fit(lambda: comparison.features("taught", self.extractor))
         found, floors = (
             {key: replace(e, extractor=name) for key, e in self.between(held, b, fitted).items()}
             for b in (drawn, other)
@@ -72,7 +72,10 @@ class FeatureMetric:
         return {key: replace(e, floor=floors[key]) for key, e in found.items()}
 
     def fit(self, train: Callable[[], Array]) -> Any:
-        """What `between` needs of real training features (t d), which `train` works out."""
+        """What `between` needs of features (t d) of the training studies that taught the extractor.
+
+        Never of those in the floor: axes fitted on them would show them wider than others.
+        """
         return None
 
     def between(self, real: Features, other: Features, fitted: Any) -> dict[str, Estimate]:

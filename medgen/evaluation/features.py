@@ -22,8 +22,16 @@ from medgen.errors import DataError, RecipeError, did_you_mean
 from medgen.types import Batch, Schema
 
 Array = NDArray[np.float64]
-NAMES = ("classifier", "efficientnet-lite0", "pixels-pca", "random", "histogram", "spectrum")
-"""Extractors by name; `FORMS` of medgen.evaluation.pretrained take weights from a file."""
+NAMES = (
+    "classifier",
+    "ssl",
+    "efficientnet-lite0",
+    "pixels-pca",
+    "random",
+    "histogram",
+    "spectrum",
+)
+"""Extractors by name; `build_extractor` says which forms take weights from a file."""
 LEVELS = 128
 """Equal parts of the intensity range in which a histogram counts."""
 
@@ -51,7 +59,7 @@ class ClassifierFeatures:
     def __init__(self, consumer: Consumer, images: Tensor) -> None:
         self.name = "classifier"
         self.consumer = consumer
-        self.scale = _root_mean_square(consumer.features(images))
+        self.scale = root_mean_square(consumer.features(images))
         self.digest = digest_of(consumer.network.state_dict().values())
 
     def features(self, images: Tensor) -> Array:
@@ -71,7 +79,7 @@ class PixelFeatures:
         pixels = _small(images)
         self.name = "pixels-pca"
         self.mean, self.axes = principal_axes(pixels, width)
-        self.scale = _root_mean_square((pixels - self.mean) @ self.axes)
+        self.scale = root_mean_square((pixels - self.mean) @ self.axes)
         self.digest = digest_of([torch.from_numpy(self.mean), torch.from_numpy(self.axes)])
 
     def features(self, images: Tensor) -> Array:
@@ -99,7 +107,7 @@ class RandomFeatures:
         self.name = "random"
         self.digest = digest_of(self.weights)
         self.scale = 1.0
-        self.scale = _root_mean_square(self.features(images))
+        self.scale = root_mean_square(self.features(images))
 
     @torch.no_grad()
     def features(self, images: Tensor) -> Array:
@@ -158,36 +166,56 @@ def build_extractor(
 ) -> Extractor:
     """The extractor of a name, fitted on real studies where it learns.
 
-    A classifier needs findings; "classifier" on studies without becomes "pixels-pca".
+    A classifier needs findings; "classifier" on studies without becomes "pixels-pca". Of volumes,
+    extractors of images see slices.
 
     Args:
-        name: one of `NAMES`, "NETWORK@WEIGHTS" (a torchvision network and the file of its weights)
-            or "codec@CHECKPOINT".
+        name: one of `NAMES`; "NETWORK@FILE", a torchvision network and the file of its weights;
+            "timm:NETWORK@FILE", one of timm; or "codec@CHECKPOINT".
         learn: real training studies.
         validation: real studies that select the classifier's state.
         schema: of the studies.
-        seed: of the classifier.
-        steps: optimiser steps of the classifier.
+        seed: of the classifier or encoder.
+        steps: optimiser steps of the classifier or encoder.
 
     Raises:
         RecipeError: there is no such extractor.
         MissingExtraError: it needs a package that is not installed.
         CheckpointError: its weights are absent or do not fit.
     """
-    from medgen.evaluation.pretrained import CodecFeatures, EfficientNetFeatures, NetworkFeatures
+    from medgen.evaluation.pretrained import CodecFeatures
+    from medgen.evaluation.slices import SliceFeatures, of_slices, sliced
+
+    kind, _, place = name.partition("@")
+    if name == "histogram":
+        return HistogramFeatures()
+    if name == "spectrum":
+        return SpectrumFeatures()
+    if kind == "codec" and place:
+        return CodecFeatures(place)
+    if len(schema.size) < 3:
+        return _of_images(name, learn, validation, schema, seed, steps)
+    inner = _of_images(name, sliced(learn), sliced(validation), of_slices(schema), seed, steps)
+    return SliceFeatures(inner)
+
+
+def _of_images(
+    name: str, learn: Batch, validation: Batch, schema: Schema, seed: int, steps: int
+) -> Extractor:
+    """An extractor of images (b c h w)."""
+    from medgen.evaluation.pretrained import EfficientNetFeatures, network_features
+    from medgen.evaluation.self_supervised import SelfSupervisedFeatures
 
     kind, at, file = name.partition("@")
     if at:
-        return CodecFeatures(file) if kind == "codec" else NetworkFeatures(kind, Path(file))
+        return network_features(kind, Path(file))
     if name not in NAMES:
         raise RecipeError(f"unknown extractor '{name}'. {did_you_mean(name, NAMES)}")
     images = images_of(learn)
     if name == "efficientnet-lite0":
         return EfficientNetFeatures()
-    if name == "histogram":
-        return HistogramFeatures()
-    if name == "spectrum":
-        return SpectrumFeatures()
+    if name == "ssl":
+        return SelfSupervisedFeatures(images, seed=seed, steps=steps)
     if name == "random":
         return RandomFeatures(schema.channels, images)
     if name == "pixels-pca" or not schema.findings:
@@ -225,7 +253,8 @@ def _small(images: Tensor) -> Array:
     return functional.adaptive_avg_pool2d(images, sides).flatten(1).double().numpy()
 
 
-def _root_mean_square(features: Array) -> float:
+def root_mean_square(features: Array) -> float:
+    """The root mean square of all features; above 0."""
     return max(float(np.sqrt(np.mean(features**2))), 1e-12)
 
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,6 +26,8 @@ SIDE = 224
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 HEADS = ("fc", "classifier", "heads", "head")
 """What torchvision calls the last layers, which know the classes of ImageNet."""
+XRAY_RANGE = 1024.0
+"""Largest intensity that networks of torchxrayvision expect; the smallest is its negative."""
 
 
 class EfficientNetFeatures:
@@ -59,58 +64,131 @@ class EfficientNetFeatures:
         return torch.cat([part.mean(dim=(2, 3)) for part in parts]).double().numpy()
 
 
-class NetworkFeatures:
-    """What the last layer of a torchvision network sees, with weights from a file.
-
-    Weights trained on radiographs (RadImageNet, torchxrayvision's DenseNet) serve as well as
-    ImageNet's if the network is torchvision's. Layers after pooling may have any number of classes:
-    they are left out. Images are resized to 224 pixels and normalised as for ImageNet.
-
-    Args:
-        network: torchvision's name, such as "resnet50".
-        weights: a state dict, as `.safetensors` or as a `.pth` of tensors alone.
+def network_features(network: str, weights: Path) -> NetworkFeatures:
+    """A network of torchvision, "NAME", or of timm, "timm:NAME", with weights from a file.
 
     Raises:
-        RecipeError: torchvision has no such network.
+        RecipeError: there is no such network.
+        MissingExtraError: timm is not installed.
         CheckpointError: the file is absent, holds more than tensors, or does not fit.
     """
+    source, colon, name = network.rpartition(":")
+    if colon and source != "timm":
+        raise RecipeError(f"unknown extractor '{network}@...'. Expected 'timm:NAME@FILE'")
+    known, wanted = _timm(name) if colon else _torchvision(name)
+    if not known:
+        raise RecipeError(f"unknown extractor '{network}@...': {wanted}")
+    state = _state_dict(weights, wanted)
+    if colon:
+        return _timm_features(name, state, weights)
+    return _torchvision_features(name, state, weights)
 
-    def __init__(self, network: str, weights: Path) -> None:
-        from torchvision.models import get_model, list_models
 
-        known = list_models(module=__import__("torchvision").models)
-        if network not in known:
-            raise RecipeError(
-                f"unknown extractor '{network}@...': torchvision has no such network. "
-                f"{did_you_mean(network, known)}"
-            )
-        self.network = get_model(network, weights=None)
-        state = _state_dict(weights)
-        self.head = next(name for name in HEADS if hasattr(self.network, name))
-        setattr(self.network, self.head, nn.Identity())
-        self._load(state, weights)
-        self.network.eval()
-        self.name = f"{network} of {weights.name}"
-        self.digest = digest_of(state.values())
+def _torchvision(name: str) -> tuple[bool, str]:
+    """Whether torchvision has a network, and the file of weights that is wanted, or its like."""
+    import torchvision
+    from torchvision.models import get_model_weights, list_models
 
-    def _load(self, state: dict[str, Tensor], weights: Path) -> None:
-        """Load all that is not of the head."""
-        body = {k: v for k, v in state.items() if k.partition(".")[0] not in HEADS}
-        own = self.network.state_dict()
-        unfit = [k for k in own if k not in body or body[k].shape != own[k].shape]
-        unfit += [k for k in body if k not in own]
-        if unfit:
-            raise CheckpointError(
-                f"{weights}: the weights do not fit the network: {', '.join(unfit[:3])}"
-                f"{f' and {len(unfit) - 3} more' if len(unfit) > 3 else ''}; expected the state "
-                "dict that torchvision's network of that name saves"
-            )
-        self.network.load_state_dict(body)
+    known = list_models(module=torchvision.models)
+    if name not in known:
+        return False, f"torchvision has no such network. {did_you_mean(name, known)}"
+    weights: Any = get_model_weights(name)
+    file = weights.DEFAULT.url.rpartition("/")[2]
+    xray = ", or the state dict of torchxrayvision's DenseNet" if name == "densenet121" else ""
+    return True, f"torchvision's {file}{xray}"
+
+
+def _timm(name: str) -> tuple[bool, str]:
+    """Whether timm has a network, and the file of weights that is wanted, or its like."""
+    try:
+        import timm  # pyright: ignore[reportMissingImports]
+    except ImportError as error:
+        raise MissingExtraError(
+            f"extractor 'timm:{name}@...' needs the extra 'timm'. "
+            "Install it with: pip install 'medgen[timm]'"
+        ) from error
+    known = timm.list_models()
+    if not timm.is_model(name):
+        return False, f"timm has no such network. {did_you_mean(name, known)}"
+    config = timm.get_pretrained_cfg(name)
+    hub = config.hf_hub_id if config else None
+    return True, f"model.safetensors of {hub}" if hub else f"the state dict of timm's {name}"
+
+
+def _torchvision_features(name: str, state: dict[str, Tensor], file: Path) -> NetworkFeatures:
+    from torchvision.models import get_model
+
+    network: Any = get_model(name, weights=None)
+    setattr(network, next(head for head in HEADS if hasattr(network, head)), nn.Identity())
+    first = state.get("features.conv0.weight")
+    body = {k: v for k, v in state.items() if k.partition(".")[0] not in (*HEADS, "op_threshs")}
+    title = f"{name} of {file.name}"
+    if name == "densenet121" and first is not None and first.ndim == 4 and first.shape[1] == 1:
+        network.features.conv0 = nn.Conv2d(1, 64, 7, stride=2, padding=3, bias=False)
+        _load(network, body, file)
+        return NetworkFeatures(network, title, digest_of(state.values()), _as_radiographs)
+    _load(network, body, file)
+    return NetworkFeatures(network, title, digest_of(state.values()), _as_photographs)
+
+
+def _timm_features(name: str, state: dict[str, Tensor], file: Path) -> NetworkFeatures:
+    import timm  # pyright: ignore[reportMissingImports]
+
+    network: Any = timm.create_model(name, pretrained=False, num_classes=0)
+    config = network.pretrained_cfg
+    own = network.state_dict()
+    heads = config.get("classifier") or ()
+    heads = (heads,) if isinstance(heads, str) else tuple(heads)
+    body = {k: v for k, v in state.items() if k in own or not k.startswith(heads)}
+    _load(network, body, file)
+    side = int(config.get("input_size", (3, SIDE, SIDE))[-1])
+    norm = tuple(config.get("mean", MEAN)), tuple(config.get("std", DEVIATION))
+    prepare = partial(_as_photographs, side=side, norm=norm)
+    return NetworkFeatures(
+        network, f"timm:{name} of {file.name}", digest_of(state.values()), prepare
+    )
+
+
+def _load(network: nn.Module, body: dict[str, Tensor], file: Path) -> None:
+    """Load all that is not of the head."""
+    own = network.state_dict()
+    unfit = [k for k in own if k not in body or body[k].shape != own[k].shape]
+    unfit += [k for k in body if k not in own]
+    if unfit:
+        raise CheckpointError(
+            f"{file}: the weights do not fit the network: {', '.join(unfit[:3])}"
+            f"{f' and {len(unfit) - 3} more' if len(unfit) > 3 else ''}; expected the state "
+            "dict that the network of that name saves"
+        )
+    network.load_state_dict(body)
+
+
+class NetworkFeatures:
+    """What the last layer of a network sees, with weights from a file.
+
+    Weights trained on radiographs (RadImageNet, torchxrayvision's DenseNet) serve as well as
+    ImageNet's. Layers after pooling may have any number of classes: they are left out. Images are
+    resized as the network expects.
+
+    Args:
+        network: without its head.
+        name: of network and file.
+        digest: of the weights.
+        prepare: images (b c h w) in [-1, 1] to what the network takes.
+    """
+
+    def __init__(
+        self, network: nn.Module, name: str, digest: str, prepare: Callable[[Tensor], Tensor]
+    ) -> None:
+        self.network = network.eval()
+        self.name = name
+        self.digest = digest
+        self.prepare = prepare
 
     @torch.no_grad()
     def features(self, images: Tensor) -> Array:
         """Images (b c h w) in [-1, 1] to features (b d)."""
-        parts = [self.network(_as_photographs(part)).flatten(1) for part in images.split(32)]
+        parts = [self.network(self.prepare(part)).flatten(1) for part in images.split(32)]
         return torch.cat(parts).double().numpy()
 
 
@@ -141,20 +219,36 @@ class CodecFeatures:
         return torch.cat(found).double().numpy()
 
 
-def _as_photographs(images: Tensor) -> Tensor:
-    """Images (b c h w) in [-1, 1] as networks trained on ImageNet take them, (b 3 224 224)."""
-    grey = images if images.shape[1] == 3 else images.mean(1, keepdim=True).expand(-1, 3, -1, -1)
-    large = functional.interpolate(
-        grey, size=(SIDE, SIDE), mode="bilinear", align_corners=False, antialias=True
+def _as_photographs(
+    images: Tensor,
+    side: int = SIDE,
+    norm: tuple[tuple[float, ...], tuple[float, ...]] = (MEAN, DEVIATION),
+) -> Tensor:
+    """Images (b c h w) in [-1, 1] as networks of photographs take them, (b 3 side side)."""
+    colour = images if images.shape[1] == 3 else _grey(images).expand(-1, 3, -1, -1)
+    mean, deviation = (torch.tensor(x).view(1, 3, 1, 1) for x in norm)
+    return ((_resized(colour, side) + 1) / 2 - mean) / deviation
+
+
+def _as_radiographs(images: Tensor) -> Tensor:
+    """Images (b c h w) in [-1, 1] as torchxrayvision takes them, (b 1 224 224)."""
+    return _resized(_grey(images), SIDE) * XRAY_RANGE
+
+
+def _grey(images: Tensor) -> Tensor:
+    return images.mean(1, keepdim=True)
+
+
+def _resized(images: Tensor, side: int) -> Tensor:
+    return functional.interpolate(
+        images, size=(side, side), mode="bilinear", align_corners=False, antialias=True
     )
-    mean, deviation = (torch.tensor(x).view(1, 3, 1, 1) for x in (MEAN, DEVIATION))
-    return ((large + 1) / 2 - mean) / deviation
 
 
-def _state_dict(file: Path) -> dict[str, Tensor]:
-    """The tensors of a file; nothing else is unpickled."""
+def _state_dict(file: Path, wanted: str) -> dict[str, Tensor]:
+    """The tensors of a file; nothing else is unpickled. `wanted` names the file, or its like."""
     if not file.is_file():
-        raise CheckpointError(f"{file}: no such file of weights")
+        raise CheckpointError(f"{file}: no such file of weights; expected {wanted}")
     try:
         if file.suffix == ".safetensors":
             from safetensors.torch import load_file
@@ -163,7 +257,10 @@ def _state_dict(file: Path) -> dict[str, Tensor]:
         else:
             found = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:
-        raise CheckpointError(f"{file}: cannot be read as tensors alone: {error}") from error
+        raise CheckpointError(
+            f"{file}: cannot be read as tensors alone; expected {wanted}. Of a pickled network "
+            f"save the state_dict() where it came from. {error}"
+        ) from error
     found = found.get("state_dict", found) if isinstance(found, dict) else found
     if not isinstance(found, dict) or not all(isinstance(v, Tensor) for v in found.values()):
         raise CheckpointError(f"{file}: expected a state dict, tensors by name")
