@@ -273,7 +273,7 @@ class Run:
         start = start_from(model, settings.init_from, self.say) if settings.init_from else ""
         statistics = describe(train, data.conditions)
         self.say(f"Training the generator ({settings.images} images)")
-        train_generator(
+        result = train_generator(
             model,
             data,
             self._encoded(validation, codec),
@@ -287,6 +287,11 @@ class Run:
             device=self.device,
             progress=self.shows_progress,
         )
+        if result.stopped:
+            self.say(
+                f"Memorization began: stopped after {result.images} images; the weights after "
+                f"{result.kept} images, of the lowest held-out loss, are kept"
+            )
 
     def _encoded(self, part: Subset, codec: Codec) -> TrainingData:
         """Latents and conditions of a split; latents come from the cache if they are there."""

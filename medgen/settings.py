@@ -38,6 +38,9 @@ class TrainSettings:
             means fresh weights.
         snapshots: how often two power-function averages of the weights are kept, from which an
             average of any length can be rebuilt after training; 0 keeps none.
+        stop_when_memorizing: for small data: end the run when the loss on held-out studies rises
+            while that on training studies falls on, and keep the averaged weights of the lowest
+            held-out loss; ignored by codecs.
     """
 
     images: int
@@ -57,6 +60,7 @@ class TrainSettings:
     autoencoder_warmup: int = 0
     init_from: str | None = None
     snapshots: int = 0
+    stop_when_memorizing: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -215,6 +215,11 @@ class CodecLearner:
         )
         return {"critic": mean, "critic_grad_norm": norm}
 
+    @property
+    def finished(self) -> bool:
+        """A codec trains to the end."""
+        return False
+
     def update_averages(self, images: int) -> None:
         """Take the weights of the newest step, the one that made it `images` images."""
         settings = self.settings

@@ -41,6 +41,8 @@ class TrainResult:
         weights: file of the averaged weights, whole model.
         digest: their content digest.
         images: images seen.
+        stopped: memorization began, so the run ended early.
+        kept: images seen when the averaged weights were as they are kept.
         loss: training loss of the last step.
         validation: validation loss of the averaged weights at the end; None without validation.
         resumed: images that had been seen before this call.
@@ -50,6 +52,8 @@ class TrainResult:
     weights: Path
     digest: str
     images: int
+    stopped: bool
+    kept: int
     loss: float
     validation: float | None
     resumed: int
@@ -119,11 +123,19 @@ def train_generator(
                 learner.profiles.snapshot(images)
 
     held_out = validation if validation is not None and len(validation) else None
+    if settings.stop_when_memorizing:
+        if held_out is None:
+            raise DataError("train.stop_when_memorizing: needs validation studies, there are none")
+        learner.watch_for_memorization(train, held_out)
     loop = Loop(
         learner, train, held_out, states, out, title="training", preview=preview, after=after
     )
     with _global_random_state(learner.device):
         resumed = loop.run(progress)
+    kept = loop.images
+    if learner.watch is not None and learner.watch.began:
+        kept = learner.watch.images
+        learner.watch.restore_best()
     digest = export(WEIGHTS)
     learner.average.copy_to_parameters()
     model.eval()
@@ -131,7 +143,9 @@ def train_generator(
     return TrainResult(
         weights=out / WEIGHTS,
         digest=digest,
-        images=loop.steps * settings.batch,
+        images=loop.images,
+        stopped=learner.finished,
+        kept=kept,
         loss=loop.last["loss"],
         validation=loop.last.get("validation_loss"),
         resumed=resumed,

@@ -30,6 +30,7 @@ from medgen.training.common import (
     step_seeds,
 )
 from medgen.training.ema import Average, Profiles, halflife_decay
+from medgen.training.memorization import LEAST_DRAWS, MemorizationWatch
 from medgen.training.state import (
     State,
     load_optimizer,
@@ -109,11 +110,24 @@ class Learner:
         self.gradients = Gradients(parameters.values())
         self.average = Average(parameters)
         self.profiles = Profiles(parameters, snapshots) if settings.snapshots else None
+        self.watch: MemorizationWatch | None = None
+        self._seen = 0
 
     @property
     def module(self) -> GenerativeModel:
         """The whole model."""
         return self.model
+
+    def watch_for_memorization(self, train: TrainingData, held_out: TrainingData) -> None:
+        """End the run when memorization begins, judged at every validation."""
+        self.watch = MemorizationWatch(
+            self.average, lambda: (self._study_losses(train), self._study_losses(held_out))
+        )
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run ends before its length, because memorization began."""
+        return self.watch is not None and self.watch.began
 
     def step(self, data: TrainingData, step: int) -> dict[str, float]:
         """One optimiser step; returns the loss, the gradient's norm and the learning rate."""
@@ -157,7 +171,7 @@ class Learner:
 
     def update_averages(self, images: int) -> None:
         """Take the weights of the newest step, the one that made it `images` images."""
-        batch = self.settings.batch
+        batch, self._seen = self.settings.batch, images
         self.average.update(halflife_decay(images, batch, self.settings.ema_halflife))
         if self.profiles is not None:
             self.profiles.update(images, batch)
@@ -165,12 +179,11 @@ class Learner:
     @torch.no_grad()
     def validate(self, data: TrainingData) -> dict[str, Any]:
         """Loss of the averaged weights, in all and by t; the same draws every time."""
-        count = min(len(data), VALIDATION_STUDIES)
-        chosen = [place * len(data) // count for place in range(count)]
+        chosen = _spread(len(data))
         losses, times = [], []
         self.model.eval()
         with self.average.applied():
-            for first in range(0, count, self.settings.batch):
+            for first in range(0, len(chosen), self.settings.batch):
                 loss, t = self._validation_loss(data, chosen[first : first + self.settings.batch])
                 losses.append(loss)
                 times.append(t)
@@ -180,11 +193,29 @@ class Learner:
         return {
             "validation_loss": float(loss.mean()),
             "validation_loss_by_t": [float(part.mean()) if len(part) else None for part in by_time],
+            **(self.watch.look(self._seen) if self.watch is not None else {}),
         }
 
-    def _validation_loss(self, data: TrainingData, chosen: list[int]) -> tuple[Tensor, Tensor]:
+    @torch.no_grad()
+    def _study_losses(self, data: TrainingData) -> Tensor:
+        """The loss of studies under the averaged weights, the mean over their draws, (n,)."""
+        chosen = _spread(len(data))
+        draws = -(-LEAST_DRAWS // len(chosen))
+        self.model.eval()
+        with self.average.applied():
+            losses = [
+                self._validation_loss(data, chosen[first : first + self.settings.batch], draw)[0]
+                for draw in range(draws)
+                for first in range(0, len(chosen), self.settings.batch)
+            ]
+        return torch.cat(losses).view(draws, len(chosen)).mean(dim=0)
+
+    def _validation_loss(
+        self, data: TrainingData, chosen: list[int], draw: int = 0
+    ) -> tuple[Tensor, Tensor]:
         """Loss of every study, and the t at which the objective asked the network about it."""
-        rng = Rng([derive(self.settings.seed, "validation", place) for place in chosen])
+        names = ("validation",) if draw == 0 else ("validation", draw)
+        rng = Rng([derive(self.settings.seed, *names, place) for place in chosen])
         z, conditions = data.take(chosen)
         asked: list[Tensor] = []
         with self.accelerator.autocast():
@@ -217,8 +248,13 @@ class Learner:
         }
         if self.profiles is not None:
             tensors |= with_prefix(self.profiles.tensors(), "profiles")
-        scaler = self.accelerator.scaler
-        return tensors, {} if scaler is None else {"scaler": scaler.state_dict()}
+        scalars: dict[str, Any] = {}
+        if self.watch is not None:
+            watched, scalars["watch"] = self.watch.state()
+            tensors |= with_prefix(watched, "watch")
+        if self.accelerator.scaler is not None:
+            scalars["scaler"] = self.accelerator.scaler.state_dict()
+        return tensors, scalars
 
     def load(self, state: State) -> None:
         """Continue from what `state` gave."""
@@ -229,12 +265,20 @@ class Learner:
         load_optimizer(self.optimizer, state.tensors, "optimizer")
         if self.profiles is not None:
             self.profiles.load(part(state.tensors, "profiles"))
+        if self.watch is not None:
+            self.watch.load(part(state.tensors, "watch"), state.scalars["watch"])
         if self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(state.scalars["scaler"])
 
     def shapes(self) -> dict[str, list[int]]:
         """Shapes of all tensors of the model by name."""
         return {name: list(tensor.shape) for name, tensor in self.weights().items()}
+
+
+def _spread(total: int) -> list[int]:
+    """The places of studies to validate on, evenly spread."""
+    count = min(total, VALIDATION_STUDIES)
+    return [place * total // count for place in range(count)]
 
 
 def _like(flags: Tensor, tensor: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from medgen.disk import sweep
 from medgen.settings import TrainSettings
-from medgen.training.common import due, require_finite
+from medgen.training.common import average_scalar, due, require_finite
 from medgen.training.ema import Average
 from medgen.training.journal import Journal
 from medgen.training.state import State, StateFolder
@@ -31,6 +31,11 @@ class Learns(Protocol[Data]):
     settings: TrainSettings
     accelerator: Accelerator
     average: Average
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run ends now, before its length."""
+        ...
 
     @property
     def module(self) -> nn.Module:
@@ -79,6 +84,7 @@ class Loop(Generic[Data]):
         steps: of the whole run.
         first: whether this process writes.
         last: values of the newest step.
+        images: images seen.
     """
 
     def __init__(
@@ -100,6 +106,8 @@ class Loop(Generic[Data]):
         self.steps = math.ceil(self.settings.images / self.settings.batch)
         self.first = learner.accelerator.is_main_process
         self.last: dict[str, Any] = {}
+        self.images = 0
+        self._finished = False
         self._journal: Journal | None = None
 
     def run(self, progress: bool) -> int:
@@ -107,6 +115,8 @@ class Loop(Generic[Data]):
         start = self._restore()
         with self._logging(start, progress):
             for step in range(start, self.steps):
+                if self._finished:
+                    break
                 self.advance(step)
         return start * self.settings.batch
 
@@ -118,7 +128,8 @@ class Loop(Generic[Data]):
         if state is None:
             return 0
         self.learner.load(state)
-        self.last = state.scalars["last"]
+        self.last, self.images = state.scalars["last"], state.images
+        self._finished = self.learner.finished
         log.info("resuming at %d images", state.images)
         return state.images // self.settings.batch
 
@@ -151,11 +162,13 @@ class Loop(Generic[Data]):
         require_finite(watched, step=step + 1, images=seen, kept=self.states.latest)
         self.learner.update_averages(seen)
         last = step + 1 == self.steps
-        saves = last or due(step, batch, self.settings.checkpoint_every)
-        self.last = values
+        looks = last or due(step, batch, self.settings.validate_every)
+        self.last, self.images = values, seen
+        if looks and self.first:
+            values |= self._look(seen)
+        self._finished = looks and self._any_finished()
+        saves = last or self._finished or due(step, batch, self.settings.checkpoint_every)
         if self._journal is not None:
-            if last or due(step, batch, self.settings.validate_every):
-                values |= self._look(seen)
             self._journal.write(step + 1, seen, **values)
             if self.after is not None:
                 self.after(step + 1, seen)
@@ -166,6 +179,12 @@ class Loop(Generic[Data]):
         if saves:
             self.learner.accelerator.wait_for_everyone()
             self.states.latest = seen
+
+    def _any_finished(self) -> bool:
+        """Whether the first process, which alone validates, ends the run."""
+        accelerator = self.learner.accelerator
+        here = torch.tensor(float(self.learner.finished), device=accelerator.device)
+        return average_scalar(accelerator, here) > 0
 
     def _look(self, seen: int) -> dict[str, Any]:
         """Validate, and let the preview sample, under the averaged weights."""
