@@ -164,24 +164,38 @@ class Comparison:
             self._features[key] = self.extractor(name).features(images_of(studies.batch))
         return self._features[key]
 
-    def equal_features(self, which: str, name: str | None = None) -> tuple[Array, list[str]]:
-        """Features of `equal` studies and their patients; no others are worked out.
+    def equal_side(self, which: str) -> Side:
+        """`equal` studies in random order.
 
         Args:
             which: "heldout", "synthetic", or "second": the training half that the extractor
                 never saw.
-            name: of the extractor.
         """
+        side, order = self._equal_order(which)
+        return side.select(order)
+
+    def _equal_order(self, which: str) -> tuple[Side, list[int]]:
         side: Side = self.unseen_members if which == "second" else getattr(self, which)
         seed = derive(self.seed, "equal", which)
-        order = np.random.default_rng(seed).permutation(len(side))[: self.equal].tolist()
+        return side, np.random.default_rng(seed).permutation(len(side))[: self.equal].tolist()
+
+    def equal_features(self, which: str, name: str | None = None) -> tuple[Array, list[str]]:
+        """Features of the studies of `equal_side` and their patients; no others are worked out.
+
+        Args:
+            which: as of `equal_side`.
+            name: of the extractor.
+        """
+        side, order = self._equal_order(which)
+        patients = [side.patients[i] for i in order]
         extractor, whole = name or self.extractor_name, (name or self.extractor_name, which)
         if whole in self._features:
-            return self._features[whole][order], [side.patients[i] for i in order]
-        chosen, key = side.select(order), (extractor, f"equal {which}")
+            return self._features[whole][order], patients
+        key = (extractor, f"equal {which}")
         if key not in self._features:
-            self._features[key] = self.extractor(name).features(images_of(chosen.batch))
-        return self._features[key], list(chosen.patients)
+            images = images_of(side.select(order).batch)
+            self._features[key] = self.extractor(name).features(images)
+        return self._features[key], patients
 
     def consumer(self, task_name: str, steps: int) -> Consumer:
         """An independent judge of a task, trained once on all real training studies."""

@@ -43,6 +43,10 @@ METRICS: Mapping[str, tuple[str, str]] = {
         "Diversity (Vendi ratio)",
         "effective number of different synthetic studies over that of as many real ones",
     ),
+    "radiomics": (
+        "Radiomics distance",
+        "Fréchet distance of first-order and texture features, inside the mask where there is one",
+    ),
     "ms_ssim_diversity": (
         "Diversity (MS-SSIM)",
         "how unlike in structure two studies of the same findings are",
