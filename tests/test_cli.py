@@ -116,7 +116,10 @@ def test_sampler_and_guidance_can_be_asked_for(trained, tmp_path, settings):
     done = invoke("sample", str(trained), "--out", str(out), "--count", "4", *chosen)
     assert done.exit_code == 0, done.output
     done = invoke("verify", str(out), "--model", str(trained), "--json")
-    assert json.loads(done.stdout) == {"files": 4, "redrawn": 4, "problems": []}
+    found = json.loads(done.stdout)
+    # Four images and three tables.
+    assert (found["files"], found["redrawn"], found["problems"]) == (7, 4, [])
+    assert found["chain"] == json.loads((out / "dataset.json").read_text())["chain"]
     usual = tmp_path / "usual"
     invoke("sample", str(trained), "--out", str(usual), "--count", "4")
     names = [f"images/synthetic-{index:06d}.png" for index in range(4)]
