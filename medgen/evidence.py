@@ -28,6 +28,8 @@ SYNTHETIC = "synthetic"
 PROOF = "prove.json"
 SHOWN = 24
 """Real and synthetic studies in the report's gallery."""
+ASKED = 8
+"""Further ones of each kind in its quiz."""
 
 
 def evaluate_run(
@@ -209,8 +211,11 @@ def _gallery(out: Path, train: Subset) -> Any:
     from medgen.report.gallery import Gallery
 
     synthetic = SyntheticDataset(out / SYNTHETIC)
-    order = np.random.default_rng(derive("gallery")).permutation(len(train))[:SHOWN].tolist()
+    order = np.random.default_rng(derive("gallery")).permutation(len(train)).tolist()
+    order, asked_real = order[:SHOWN], order[SHOWN:][:ASKED]
     places = np.linspace(0, len(synthetic) - 1, min(SHOWN, len(synthetic))).astype(int).tolist()
+    others = [i for i in range(len(synthetic)) if i not in set(places)]
+    asked = others[:: max(1, len(others) // ASKED)][:ASKED]
     drawn = load(synthetic, places).image
     everything = load(train).image
     assert drawn is not None
@@ -225,7 +230,15 @@ def _gallery(out: Path, train: Subset) -> Any:
         synthetic_captions=_captions(synthetic, places),
         nearest_captions=[f"RMS distance {value:.3f}" for value in distance.amin(dim=1)],
         studies=_suspects(out, train, everything),
+        quiz_real=_pixels(everything[asked_real]),
+        quiz_synthetic=_pixels(_images(synthetic, asked)),
     )
+
+
+def _images(dataset: Dataset, places: list[int]) -> Tensor:
+    image = load(dataset, places).image if places else torch.zeros(0, 1, 1, 1)
+    assert image is not None
+    return image
 
 
 def _suspects(out: Path, train: Subset, images: Tensor) -> dict[str, np.ndarray]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import math
 import re
@@ -115,6 +116,20 @@ def prove(comparisons):
     }
 
 
+SCORES = {
+    "threshold": 0.5,
+    "false_alarm_rate": 0.05,
+    "heldout": 40,
+    "flagged": 1,
+    "heldout_scores": [0.2 + 0.008 * i for i in range(40)],
+    "samples": [
+        {"synthetic": f"s{i}", "real": HOSTILE, "space": "registered", "distance": 0.1 * i}
+        | {"alarm_below": 0.2, "flipped": i == 0, "score": 0.6 - 0.1 * i, "false_alarms": 0.02}
+        for i in range(3)
+    ],
+}
+
+
 @pytest.fixture
 def full_run(tmp_path: Path) -> Path:
     """A run directory with everything in it."""
@@ -151,9 +166,18 @@ def full_run(tmp_path: Path) -> Path:
         },
         "counts": {"real": 50},
         "extractor": {"name": HOSTILE},
-        "pairs": [{"synthetic": "s0", "real": HOSTILE, "distance": 0.123}],
+        "pairs": SCORES["samples"][:1],
     }
     (tmp_path / "evaluation.json").write_text(json.dumps(evaluation))
+    judged = {"filters": {"budget": 5, "filters": [{"type": "copies", "share": 0.05}]}}
+    (tmp_path / "synthetic" / "dataset.json").write_text(
+        json.dumps(judged | {"asked": 4, "unfilled": 1})
+    )
+    reasons = ["copy", HOSTILE, "copy"]
+    (tmp_path / "synthetic" / "rejected.jsonl").write_text(
+        "\n".join(json.dumps({"index": 1, "seed": 2, "reason": reason}) for reason in reasons)
+    )
+    (tmp_path / "reidentification.json").write_text(json.dumps(SCORES))
     comparisons = [
         comparison(0.02, 0.0312, 0.0121, 0.0503, "helps"),
         comparison(1.0, -0.0163, -0.0251, -0.0072, "hurts"),
@@ -172,6 +196,8 @@ def a_gallery() -> Gallery:
         synthetic_captions=[HOSTILE, "b"],
         nearest_captions=["distance 1", HOSTILE],
         studies={HOSTILE: images[0]},
+        quiz_real=images,
+        quiz_synthetic=images[:3],
     )
 
 
@@ -199,12 +225,14 @@ def test_every_section_stands_and_the_page_is_well_formed(full_run):
         "fidelity",
         "condition",
         "privacy",
+        "filters",
+        "quiz",
         "training",
         "provenance",
         "limits",
     ]
     assert "Not measured" not in page.text
-    assert sum(tag == "svg" and a.get("class") == "chart" for tag, a in page.tags) == 4
+    assert sum(tag == "svg" and a.get("class") == "chart" for tag, a in page.tags) == 5
     anchors = {a["href"][1:] for tag, a in page.tags if tag == "a"}
     assert anchors <= set(sections)
     identifiers = [a["id"] for _, a in page.tags if "id" in a]
@@ -454,3 +482,82 @@ def test_a_report_without_a_gallery_shows_synthetic_studies_from_all_over(tmp_pa
     page = Page(report(tmp_path, gallery=None))
     shown = [a["alt"] for tag, a in page.tags if tag == "img" and a.get("alt")]
     assert shown.count("Synthetic: normal") == shown.count("Synthetic: effusion") == 12
+
+
+def test_the_other_answers_stand_beside_the_verdict(full_run):
+    page = Page(report(full_run))
+    verdict = page.text[: page.text.index("What was generated")]
+    assert "Worse than between two sets of real studies: 1 of 1 measures." in verdict
+    assert "1 of 3 samples are closer to a training study than all but 5" in verdict
+    assert "less than one would be by chance. No sign of copying was found." in verdict
+
+
+def test_more_copies_than_by_chance_are_called_copying(full_run):
+    evaluation = json.loads((full_run / "evaluation.json").read_text())
+    floor = estimate(0.05, 0.04, 0.06, 40)
+    share = estimate(0.4, 0.3, 0.5, 92, higher_is_better=False, floor=floor)
+    evaluation["metrics"]["memorization"] = share
+    (full_run / "evaluation.json").write_text(json.dumps(evaluation))
+    assert "more than chance explains: the generator copies" in Page(report(full_run)).text
+
+
+def test_a_pair_tells_why_it_is_suspicious(full_run):
+    text = Page(report(full_run)).text.replace("\N{NO-BREAK SPACE}", " ")
+    assert "alike after alignment, mirrored, score 0.60, 2 % of unseen studies score it" in text
+
+
+def test_rejections_are_counted_by_reason(full_run):
+    page = Page(report(full_run))
+    assert "Of 6 draws the filters rejected 3 and kept 3 of 4 asked for" in page.text
+    assert "1 could not be filled and is missing" in page.text
+    rows = [[cell.strip() for cell in row] for row in page.rows]
+    assert ["copy", "2 draws, 33.3\N{NO-BREAK SPACE}%"] in rows
+    assert "copies (share 0.05)" in page.text
+
+
+def test_the_quiz_is_fair_and_its_answers_are_right(full_run):
+    text = report(full_run)
+    page = Page(text)
+    tiles = re.findall(r'<li data-real="(.)"><img src="([^"]+)" alt="Picture (\d+)">', text)
+    assert len(tiles) == 6
+    assert sorted(real for real, _, _ in tiles) == ["0"] * 3 + ["1"] * 3
+    assert [int(number) for _, _, number in tiles] == [1, 2, 3, 4, 5, 6]
+    answers = page.text[page.text.index("The answers") :]
+    for name, wanted in (("Real", "1"), ("Synthetic", "0")):
+        listed = re.search(rf"{name}: ([\d, ]+)\.", answers).group(1).split(", ")
+        assert listed == [number for real, _, number in tiles if real == wanted]
+    assert "between 1 and 5 right" in page.text
+
+
+def test_without_further_pictures_there_is_no_quiz(full_run):
+    assert 'id="quiz"' not in report(full_run, gallery=None)
+
+
+def test_every_figure_is_written_for_programs(full_run, tmp_path):
+    report(full_run, out=tmp_path / "page.html")
+    found = json.loads((tmp_path / "page.json").read_text())
+    assert found["commands"] == [f"medgen run a/b --out '{HOSTILE}'"]
+    assert found["verdicts"] == [
+        {"fraction": 0.02, "verdict": "helps"},
+        {"fraction": 1.0, "verdict": "hurts"},
+    ]
+    measures = {row["measure"]: row for row in found["measures"]}
+    assert measures["kid"]["value"] == 0.0281
+    assert measures["kid"]["floor_high"] == 0.0005
+    assert measures["kid"]["reading"] == "worse than real"
+    assert measures["odd"]["value"] is None
+    assert found["privacy"]["flagged"] == 1
+    assert found["samples"] == SCORES["samples"]
+    assert [row["count"] for row in found["rejections"]] == [2, 1]
+    assert len(found["runs"]) == 24
+    for name in ("measures", "arms", "comparisons", "runs", "samples", "rejections"):
+        with (tmp_path / "page-tables" / f"{name}.csv").open(newline="") as file:
+            rows = list(csv.DictReader(file))
+        assert len(rows) == len(found[name])
+        assert list(rows[0]) == list(found[name][0])
+
+
+def test_a_run_without_figures_has_no_tables(tmp_path):
+    report(tmp_path, gallery=None)
+    assert json.loads((tmp_path / "report.json").read_text())["measures"] == []
+    assert not (tmp_path / "report-tables").exists()

@@ -182,21 +182,26 @@ def prove(
 @click.command(
     epilog=options.examples(
         "medgen compare runs/a runs/b",
-        "medgen compare evidence-1 evidence-2 --csv comparison.csv",
+        "medgen compare evidence-1 evidence-2 --html comparison.html --csv comparison.csv",
     )
 )
 @click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--csv", "table", type=click.Path(path_type=Path), help="Also write a table.")
+@click.option("--html", "page", type=click.Path(path_type=Path), help="Also write a page.")
 @options.as_json
-def compare(runs: tuple[Path, ...], table: Path | None, as_json: bool) -> None:
+def compare(runs: tuple[Path, ...], table: Path | None, page: Path | None, as_json: bool) -> None:
     """Set what was measured on several runs side by side, and say where it does not compare."""
     import csv
     import io
 
     from medgen.disk import write_bytes
     from medgen.report.compare import as_dict, compare_runs
+    from medgen.report.compare_page import compare_page, compare_text
 
-    found = as_dict(compare_runs(runs), runs)
+    rows = compare_runs(runs)
+    found = as_dict(rows, runs)
+    if page is not None:
+        write_bytes(page, compare_page(rows, runs).encode())
     if table is not None:
         text = io.StringIO()
         columns = ["measure", "caution", "run", "value", "low", "high", "n", "verdict"]
@@ -209,10 +214,7 @@ def compare(runs: tuple[Path, ...], table: Path | None, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(found, indent=2))
         return
-    for row in found:
-        click.echo(row["measure"] + (f"  ({row['caution']})" if row["caution"] else ""))
-        for run in row["runs"]:
-            click.echo(f"  {run['run']:<32} {_number(run)}  {run.get('verdict', '')}".rstrip())
+    click.echo(compare_text(rows, runs))
 
 
 def _read(

@@ -88,6 +88,7 @@ class Reidentification:
             "false_alarm_rate": FALSE_ALARMS,
             "heldout": len(self.heldout),
             "flagged": int((self.scores > 0.5).sum()),
+            "heldout_scores": self.heldout.tolist(),
             "samples": self.samples,
         }
 

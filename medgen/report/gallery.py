@@ -13,8 +13,8 @@ import numpy as np
 from PIL import Image
 
 from medgen.errors import DataError
+from medgen.report.privacy import pair_words
 from medgen.report.results import Pair, RunResults
-from medgen.report.wording import MISSING, number
 
 LARGEST = 320
 """Longest side of a picture in the page, in pixels; larger ones are averaged down."""
@@ -38,6 +38,8 @@ class Gallery:
         synthetic_captions: one a synthetic study: what was asked for.
         nearest_captions: one a nearest study, such as its distance.
         studies: pictures (h w) or (h w 3) of real studies by id, for the suspicious pairs.
+        quiz_real: real studies of the quiz, best none of those above.
+        quiz_synthetic: synthetic studies of the quiz.
 
     Raises:
         ValueError: an array is not 8-bit, not of such a shape, or has not as many captions.
@@ -50,10 +52,12 @@ class Gallery:
     synthetic_captions: Sequence[str] = ()
     nearest_captions: Sequence[str] = ()
     studies: Mapping[str, np.ndarray] = field(default_factory=dict)
+    quiz_real: np.ndarray | None = None
+    quiz_synthetic: np.ndarray | None = None
 
     def __post_init__(self) -> None:
-        for name in ("real", "synthetic", "nearest"):
-            images, captions = getattr(self, name), getattr(self, f"{name}_captions")
+        for name in ("real", "synthetic", "nearest", "quiz_real", "quiz_synthetic"):
+            images, captions = getattr(self, name), getattr(self, f"{name}_captions", ())
             if images is not None and not _drawable(images, axes=3):
                 raise ValueError(
                     f"'{name}': expected uint8 (n h w) or (n h w 3), "
@@ -198,7 +202,7 @@ def _suspicious(run: RunResults, pair: Pair, studies: Mapping[str, np.ndarray]) 
         "right": data_uri(image) if image is not None else "",
         "left_caption": pair.synthetic,
         "right_caption": pair.real,
-        "distance": number(pair.distance, 3) if pair.distance == pair.distance else MISSING,
+        "words": pair_words(pair),
     }
 
 

@@ -14,9 +14,12 @@ from markupsafe import Markup
 from medgen.augmentation.verdict import DUPLICATES, REAL
 from medgen.disk import write_bytes
 from medgen.report import gallery as pictures
-from medgen.report import plots, provenance, wording
+from medgen.report import plots, privacy, provenance, wording
 from medgen.report.gallery import Gallery
+from medgen.report.quiz import quiz
+from medgen.report.rejections import rejections
 from medgen.report.results import Proof, RunResults, read_run
+from medgen.report.tables import write_figures
 from medgen.types import Estimate
 
 TONES = {
@@ -41,8 +44,8 @@ def write_report(
 ) -> Path:
     """The report of a run, written as one HTML file that needs nothing beside it.
 
-    Sections without data are left out and named as not measured. The same inputs give the same
-    bytes.
+    Its figures are also written for programs, to `report.json` and `report-tables/*.csv`. Sections
+    without data are left out and named as not measured. The same inputs give the same bytes.
 
     Args:
         run: run directory, read as far as it is filled.
@@ -52,7 +55,8 @@ def write_report(
         gallery: pictures; without it, synthetic ones are taken from the run directory.
         facts: more lines for the provenance table, such as the recipe's digest and versions.
         limits: more sentences for the section on limits.
-        out: where to write; None means `report.html` in the run directory.
+        out: where to write; None means `report.html` in the run directory. The figures are named
+            after it.
 
     Raises:
         DataError: a file of the run directory is damaged.
@@ -70,6 +74,10 @@ def write_report(
     )
     target = out or run / "report.html"
     write_bytes(target, page.encode())
+    about = {"title": title, "summary": summary, "commands": list(commands)}
+    about |= {"provenance": dict(provenance.facts(results, facts or {}))}
+    about |= {"limits": [*provenance.limits(results), *limits]}
+    write_figures(results, about, target)
     return target
 
 
@@ -119,10 +127,15 @@ def _context(results: RunResults, gallery: Gallery | None) -> dict[str, Any]:
     return {
         "benefit": _benefit(results.proof) if results.proof else None,
         "tables": tables,
+        "glance": _glance(results, tables),
+        "quiz": quiz(gallery),
+        "rejections": rejections(results),
         "sides": pictures.sides(gallery),
         "neighbours": pictures.neighbours(gallery),
         "shows_real": gallery is not None
         and (gallery.real is not None or gallery.nearest is not None or bool(gallery.studies)),
+        "privacy_words": privacy.verdict(results),
+        "scores": privacy.scores_chart(results),
         "pairs": pictures.suspicious(results, gallery),
         "pairs_total": len(results.pairs),
         "training": plots.training_chart(results.log),
@@ -131,6 +144,24 @@ def _context(results: RunResults, gallery: Gallery | None) -> dict[str, Any]:
         "asked": provenance.asked(results),
         "recipe": results.recipe,
     }
+
+
+def _glance(results: RunResults, tables: Mapping[str, Any]) -> list[dict[str, str]]:
+    """The other answers in a sentence each, with the section they come from."""
+    lines = []
+    for section, title in (("fidelity", "Close to real?"), ("condition", "As asked for?")):
+        judged = [row for row in tables[section]["rows"] if row["floor"]]
+        if judged:
+            worse = sum(row["tone"] == "hurts" for row in judged)
+            count = f"{worse or 'none'} of {len(judged)} measures"
+            words = f"Worse than between two sets of real studies: {count}."
+            tone = "hurts" if worse else "unclear"
+            lines.append({"section": section, "title": title, "words": words, "tone": tone})
+    words, tone = privacy.verdict(results)
+    if words:
+        title = "Private?"
+        lines.append({"section": "privacy", "title": title, "words": words, "tone": tone})
+    return lines
 
 
 def _missing(context: Mapping[str, Any]) -> list[str]:

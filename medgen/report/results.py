@@ -80,11 +80,19 @@ class Pair:
         synthetic: id of the synthetic study.
         real: id of the real study.
         distance: between the two, in the units of the audit.
+        space: what the distance is measured in: "pixels", "features" or "registered".
+        flipped: the synthetic one is mirrored left to right.
+        score: of re-identification, in [0, 1]; NaN where none was worked out.
+        false_alarms: share of unseen real studies that score as high; NaN as above.
     """
 
     synthetic: str
     real: str
     distance: float
+    space: str = ""
+    flipped: bool = False
+    score: float = math.nan
+    false_alarms: float = math.nan
 
 
 @dataclass(frozen=True)
@@ -97,11 +105,13 @@ class RunResults:
         log: lines of log.jsonl.
         previews: pictures drawn during training, in order.
         manifest: one line a synthetic study.
+        rejected: one line a draw that a filter rejected.
         dataset: dataset.json of the synthetic dataset.
         metrics: estimates of evaluation.json by name.
         counts: of evaluation.json.
         extractor: of evaluation.json.
         pairs: the most suspicious pairs of the privacy audit.
+        reidentification: reidentification.json: the audit's score of every sample.
         proof: prove.json.
     """
 
@@ -110,11 +120,13 @@ class RunResults:
     log: tuple[Mapping[str, Any], ...] = ()
     previews: tuple[Path, ...] = ()
     manifest: tuple[Mapping[str, Any], ...] = ()
+    rejected: tuple[Mapping[str, Any], ...] = ()
     dataset: Mapping[str, Any] = field(default_factory=dict)
     metrics: Mapping[str, Estimate] = field(default_factory=dict)
     counts: Mapping[str, Any] = field(default_factory=dict)
     extractor: Mapping[str, Any] = field(default_factory=dict)
     pairs: tuple[Pair, ...] = ()
+    reidentification: Mapping[str, Any] = field(default_factory=dict)
     proof: Proof | None = None
 
     def synthetic_image(self, identifier: str) -> Path | None:
@@ -144,11 +156,13 @@ def read_run(path: Path) -> RunResults:
             log=_read_lines(path / "log.jsonl", torn_end=True),
             previews=tuple(sorted((path / "samples").glob("*.png"))),
             manifest=_read_lines(path / "synthetic" / "manifest.jsonl"),
+            rejected=_read_lines(path / "synthetic" / "rejected.jsonl"),
             dataset=_read_json(path / "synthetic" / "dataset.json"),
             metrics={name: read_estimate(values) for name, values in metrics.items()},
             counts=evaluation.get("counts") or {},
             extractor=evaluation.get("extractor") or {},
             pairs=tuple(_read_pair(values) for values in evaluation.get("pairs") or ()),
+            reidentification=_read_json(path / "reidentification.json"),
             proof=_read_proof(proof) if proof else None,
         )
     except (KeyError, TypeError, ValueError, AttributeError, UnicodeDecodeError) as error:
@@ -221,7 +235,15 @@ def _end(line: Mapping[str, Any], name: str) -> Any:
 
 
 def _read_pair(values: Mapping[str, Any]) -> Pair:
-    return Pair(str(values["synthetic"]), str(values["real"]), _number(values.get("distance")))
+    return Pair(
+        synthetic=str(values["synthetic"]),
+        real=str(values["real"]),
+        distance=_number(values.get("distance")),
+        space=str(values.get("space") or ""),
+        flipped=bool(values.get("flipped", False)),
+        score=_number(values.get("score")),
+        false_alarms=_number(values.get("false_alarms")),
+    )
 
 
 def _number(value: Any) -> float:
