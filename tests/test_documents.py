@@ -71,7 +71,7 @@ def test_commands_of_the_readme_exist():
 
 
 def test_recipes_named_in_the_readme_ship():
-    named = set(re.findall(r"\bcxr/[a-z0-9-]+", README))
+    named = set(re.findall(r"\b(?:cxr|ct|mr)/[a-z0-9-]+", README))
     assert named <= set(shipped())
     assert named
 
