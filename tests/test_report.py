@@ -18,6 +18,7 @@ from medgen.errors import DataError, OutputError
 from medgen.report.gallery import Gallery
 from medgen.report.html import write_report
 from medgen.report.plots import arm_points, curves
+from medgen.report.privacy import flagged
 from medgen.report.results import Comparison, read_estimate, read_run
 from medgen.report.wording import (
     against_floor,
@@ -220,13 +221,13 @@ def test_every_section_stands_and_the_page_is_well_formed(full_run):
     sections = [a["id"] for tag, a in page.tags if tag == "section"]
     assert sections == [
         "verdict",
-        "gallery",
         "benefit",
+        "privacy",
         "fidelity",
         "condition",
-        "privacy",
-        "filters",
         "quiz",
+        "gallery",
+        "filters",
         "training",
         "provenance",
         "limits",
@@ -486,10 +487,10 @@ def test_a_report_without_a_gallery_shows_synthetic_studies_from_all_over(tmp_pa
 
 def test_the_other_answers_stand_beside_the_verdict(full_run):
     page = Page(report(full_run))
-    verdict = page.text[: page.text.index("What was generated")]
+    verdict = page.text[: page.text.index("Does it help?")]
     assert "Worse than between two sets of real studies: 1 of 1 measures." in verdict
     assert "1 of 3 samples are closer to a training study than all but 5" in verdict
-    assert "less than one would be by chance. No sign of copying was found." in verdict
+    assert "less than one would be by chance. That is no more than chance may give" in verdict
 
 
 def test_more_copies_than_by_chance_are_called_copying(full_run):
@@ -503,7 +504,10 @@ def test_more_copies_than_by_chance_are_called_copying(full_run):
 
 def test_a_pair_tells_why_it_is_suspicious(full_run):
     text = Page(report(full_run)).text.replace("\N{NO-BREAK SPACE}", " ")
-    assert "alike after alignment, mirrored, score 0.60, 2 % of unseen studies score it" in text
+    assert (
+        "alike after alignment, mirrored, score 0.60, at most 2 % of unseen studies score so high"
+        in text
+    )
 
 
 def test_rejections_are_counted_by_reason(full_run):
@@ -561,3 +565,39 @@ def test_a_run_without_figures_has_no_tables(tmp_path):
     report(tmp_path, gallery=None)
     assert json.loads((tmp_path / "report.json").read_text())["measures"] == []
     assert not (tmp_path / "report-tables").exists()
+
+
+def test_few_copies_among_many_samples_are_not_called_chance(full_run):
+    """Five of 100 above all of 100 unseen studies: (100 ... 96) / (200 ... 196) = 0.03."""
+    line = SCORES["samples"][0]
+    scores = [0.9] * 5 + [0.3] * 95
+    judged = {**SCORES, "heldout": 100, "heldout_scores": [0.2] * 99 + [0.4]}
+    judged["samples"] = [{**line, "score": score} for score in scores]
+    (full_run / "reidentification.json").write_text(json.dumps(judged))
+    assert flagged(read_run(full_run))["beyond_p"] == pytest.approx(0.0297, abs=1e-4)
+    text = Page(report(full_run)).text
+    assert "5 samples score above every one of 100 unseen studies" in text
+    judged["samples"] = judged["samples"][3:]
+    (full_run / "reidentification.json").write_text(json.dumps(judged))
+    assert "no more than chance may give" in Page(report(full_run)).text
+
+
+def test_attacks_are_read_against_chance():
+    leaks = Estimate(0.58, 0.52, 0.65, 150)
+    assert against_floor("membership_auc/loss", leaks) == ("better than chance: leaks", "hurts")
+    coin = Estimate(0.5, 0.43, 0.56, 150)
+    assert against_floor("membership_auc/loss", coin) == ("no better than chance", "unclear")
+
+
+def test_what_most_rows_say_is_said_once(full_run):
+    evaluation = json.loads((full_run / "evaluation.json").read_text())
+    common = {"warning": "only 90 studies a side", "extractor": "classifier"}
+    evaluation["metrics"] = {
+        name: estimate(0.5, 0.4, 0.6, 90, **(common if name != "odd" else {"extractor": "pixels"}))
+        for name in ("kid", "frechet", "odd")
+    }
+    (full_run / "evaluation.json").write_text(json.dumps(evaluation))
+    text = Page(report(full_run)).text
+    assert text.count("only 90 studies a side") == 1
+    assert text.count("features: classifier") == 1
+    assert text.count("features: pixels") == 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -263,18 +264,24 @@ def _arm(point: plots.ArmPoint, metric: str) -> dict[str, Any]:
 
 
 def _table(metrics: Mapping[str, Estimate]) -> dict[str, Any]:
-    """The rows of one table; what holds for every row is said once, below."""
+    """The rows of one table; what holds for most of them is said once, below."""
     keys = {"features": "extractor", "interval": "method"}
-    said = {
-        words: {getattr(estimate, key) for estimate in metrics.values()}
-        for words, key in keys.items()
-    }
-    common = {words: min(values) for words, values in said.items() if len(values) == 1}
+    common = {words: _usual(metrics, key) for words, key in keys.items()}
+    warning = _usual(metrics, "warning")
     rows = []
     for name, estimate in metrics.items():
-        own = {words: getattr(estimate, key) for words, key in keys.items() if words not in common}
-        rows.append({**_measure(name, estimate), "how": _how(own)})
-    return {"rows": rows, "common": _how(common)}
+        own = {words: getattr(estimate, key) for words, key in keys.items()}
+        own = {words: text for words, text in own.items() if text != common[words]}
+        row = {**_measure(name, estimate), "how": _how(own)}
+        rows.append({**row, "warning": "" if row["warning"] == warning else row["warning"]})
+    return {"rows": rows, "common": _how(common), "warning": warning}
+
+
+def _usual(metrics: Mapping[str, Estimate], key: str) -> str:
+    """What more than half of the estimates say; empty where they differ."""
+    said = Counter(getattr(estimate, key) for estimate in metrics.values())
+    text, count = said.most_common(1)[0] if said else ("", 0)
+    return text if len(metrics) > 1 and 2 * count > len(metrics) else ""
 
 
 def _how(parts: Mapping[str, str]) -> str:
@@ -293,6 +300,7 @@ def _measure(name: str, estimate: Estimate) -> dict[str, Any]:
         "unit": "" if estimate.unit in ("", "share") else estimate.unit,
         "interval": wording.interval_text(estimate),
         "n": estimate.n,
+        "chance": wording.chance_text(name),
         "floor": wording.value_text(floor) if floor else "",
         "floor_interval": wording.interval_text(floor) if floor else "",
         "floor_n": floor.n if floor else 0,

@@ -22,6 +22,8 @@ VERDICTS = {"helps": "helps", "hurts": "hurts", "no evidence": "unclear"}
 ARM_ROLES = {REAL: "real", DUPLICATES: "duplicates", MIXED: "mixed", SYNTHETIC: "synthetic"}
 MARKERS = {REAL: "o", DUPLICATES: "s", MIXED: "D", SYNTHETIC: "^"}
 CURVE_POINTS = 240
+BOUNDED = ("auroc", "dice", "accuracy", "balanced_accuracy")
+"""Scores between 0 and 1: an interval that leaves them is cut off in the chart."""
 
 
 @dataclass(frozen=True)
@@ -114,6 +116,9 @@ def arms_chart(proof: Proof) -> Markup:
             offset = (position - (len(labels) - 1) / 2) * min(0.14, 0.7 / len(labels))
             rank = [p.label for p in points if p.arm == chosen[0].arm].index(label)
             _draw_arm(axes, chosen, fractions, offset, alpha=0.65 ** min(rank, 3))
+        if proof.metric.lower() in BOUNDED:
+            low, high = axes.get_ylim()
+            axes.set_ylim(max(low, 0), min(high, 1))
         axes.set_xticks(range(len(fractions)), [f"{share * 100:g} %" for share in fractions])
         axes.set_xlim(-0.5, len(fractions) - 0.5)
         axes.set_xlabel("share of the real training patients used")

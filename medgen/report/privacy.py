@@ -22,6 +22,8 @@ SPACES: Mapping[str, str] = {
     "registered": "alike after alignment",
 }
 BINS = 24
+LEVEL = 0.05
+"""Below it, samples above every unseen study are more than chance gives."""
 
 
 def flagged(results: RunResults) -> dict[str, Any]:
@@ -37,7 +39,21 @@ def flagged(results: RunResults) -> dict[str, Any]:
         "false_alarm_rate": rate,
         "threshold": float(judged["threshold"]),
         "heldout": int(judged["heldout"]),
+        **_beyond(judged),
     }
+
+
+def _beyond(judged: Mapping[str, Any]) -> dict[str, Any]:
+    """Samples that score above every unseen study, and how likely so many are by chance.
+
+    Were samples and unseen studies alike, any order of their scores would be as likely: the first k
+    of N + H are all samples with probability N / (N + H) (N - 1) / (N + H - 1) ... over k terms.
+    """
+    highest = max(judged["heldout_scores"], default=0.0)
+    count = sum(line["score"] > highest for line in judged["samples"])
+    samples, everyone = len(judged["samples"]), len(judged["samples"]) + int(judged["heldout"])
+    chance = math.prod((samples - i) / (everyone - i) for i in range(count))
+    return {"beyond": count, "beyond_p": chance}
 
 
 def verdict(results: RunResults) -> tuple[str, str]:
@@ -55,7 +71,14 @@ def verdict(results: RunResults) -> tuple[str, str]:
     )
     if excess:
         return words + "That is more than chance explains: the generator copies.", "hurts"
-    return words + "No sign of copying was found.", "unclear"
+    if found["beyond_p"] < LEVEL:
+        beyond = wording.count_words(found["beyond"], "sample scores", "samples score")
+        words += f"{beyond} above every one of {found['heldout']} unseen studies, which chance "
+        return words + "hardly explains: look at those pairs.", "hurts"
+    return (
+        words + "That is no more than chance may give; look at the pairs all the same.",
+        "unclear",
+    )
 
 
 def pair_words(pair: Pair) -> str:
@@ -67,7 +90,8 @@ def pair_words(pair: Pair) -> str:
     elif math.isfinite(pair.distance):
         words.append(f"distance {wording.number(pair.distance, 3)}")
     if math.isfinite(pair.false_alarms):
-        words.append(f"{100 * pair.false_alarms:.2g}{wording.PERCENT} of unseen studies score it")
+        rate = f"{100 * pair.false_alarms:.2g}{wording.PERCENT}"
+        words.append(f"at most {rate} of unseen studies score so high")
     return ", ".join(words)
 
 

@@ -109,6 +109,11 @@ METRICS: Mapping[str, tuple[str, str]] = {
         "share of synthetic studies suspiciously close to a training study",
     ),
 }
+CHANCE: Mapping[str, tuple[float, str]] = {
+    "membership_auc": (0.5, "0.5 by chance"),
+    "membership_rate": (0.01, f"1{PERCENT} by chance"),
+}
+"""What an attack that knows nothing reaches, for measures that have no floor."""
 SCORES: Mapping[str, str] = {
     "auroc": "AUROC",
     "dice": "Dice",
@@ -200,6 +205,14 @@ def against_floor(name: str, estimate: Estimate) -> tuple[str, str]:
     The floor of a privacy measure is real studies that the generator never saw.
     """
     floor = estimate.floor
+    chance = CHANCE.get(name.partition("/")[0])
+    if floor is None and chance is not None and math.isfinite(estimate.low):
+        above = estimate.low > chance[0]
+        return (
+            ("better than chance: leaks", "hurts")
+            if above
+            else ("no better than chance", "unclear")
+        )
     if floor is None:
         return "no floor to compare with", "unclear"
     ends = (estimate.low, estimate.high, floor.low, floor.high)
@@ -212,6 +225,11 @@ def against_floor(name: str, estimate: Estimate) -> tuple[str, str]:
         return f"differs from {other}", "unclear"
     better = (estimate.value > floor.value) == estimate.higher_is_better
     return (f"better than {other}", "helps") if better else (f"worse than {other}", "hurts")
+
+
+def chance_text(name: str) -> str:
+    """What chance would give for a measure without a floor; empty for others."""
+    return CHANCE.get(name.partition("/")[0], (0.0, ""))[1]
 
 
 def fraction_words(fraction: float) -> str:
