@@ -295,7 +295,7 @@ def test_every_estimate_shown_has_its_interval_and_n(full_run):
     measures = {row[0].split(" ")[0]: row for row in cells if len(row) == 7 and row[3].isdigit()}
     kid = measures["Kernel"]
     assert kid[1:4] == ["0.028", "0.022 to 0.034", "90"]
-    assert kid[4].replace(" ", "") == "0.0001−0.0004to0.0005;n=50"
+    assert kid[4].replace(" ", "") == "0.0001−0.0004to0.0005n=50"
     assert kid[6] == "worse than real"
     assert measures["Findings"][1:4] == ["84.2 %", "81.5 to 86.8 %", "91"]
     assert measures["Odd"][1:4] == ["not available", "not available", "93"]

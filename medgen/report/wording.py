@@ -109,6 +109,9 @@ METRICS: Mapping[str, tuple[str, str]] = {
         "share of synthetic studies suspiciously close to a training study",
     ),
 }
+PARTS: Mapping[str, str] = {
+    "registered": "after alignment: crops, shifts, mirroring and exposure do not hide a copy",
+}
 CHANCE: Mapping[str, tuple[float, str]] = {
     "membership_auc": (0.5, "0.5 by chance"),
     "membership_rate": (0.01, f"1{PERCENT} by chance"),
@@ -137,7 +140,7 @@ def metric_words(name: str) -> tuple[str, str]:
     """(name, explanation) of a metric; a slash sets off its part, such as one finding."""
     base, _, part = name.partition("/")
     title, meaning = METRICS.get(base, (_sentence(base), ""))
-    return (f"{title}: {part}", "") if part else (title, meaning)
+    return (f"{title}: {part}", PARTS.get(part, "")) if part else (title, meaning)
 
 
 def score_words(metric: str) -> str:
