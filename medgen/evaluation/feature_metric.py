@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -36,7 +37,7 @@ class Features:
         return Features(change(self.rows), self.patients)
 
 
-class FeatureMetric:
+class FeatureMetric(ABC):
     """Holds features of held-out real studies against those of synthetic ones.
 
     The same is done with real studies of other patients, at equal number: the floor.
@@ -78,9 +79,9 @@ class FeatureMetric:
         """
         return None
 
+    @abstractmethod
     def between(self, real: Features, other: Features, fitted: Any) -> dict[str, Estimate]:
         """The estimates of two sets of equal number."""
-        raise NotImplementedError
 
 
 def half_pairs(a: Features, b: Features) -> Iterator[tuple[Indices, Indices]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -61,7 +62,7 @@ class _Pairs:
             return both @ self.distance / both.sum(axis=1)
 
 
-class _PairDiversity:
+class _PairDiversity(ABC):
     """The mean distance of two studies of one condition and of different patients.
 
     A condition is the findings asked for; without findings any two studies pair. Conditions that
@@ -77,9 +78,9 @@ class _PairDiversity:
         """The estimate alone."""
         return self.measure(Comparison(real, synthetic))
 
+    @abstractmethod
     def distance(self, images: Tensor) -> tuple[Distance, str]:
         """The distance that fits images such as these, and the name of what measures it."""
-        raise NotImplementedError
 
     def measure(self, comparison: Comparison) -> dict[str, Estimate]:
         """The diversity of synthetic studies, with that of held-out real ones as floor.
