@@ -1,12 +1,14 @@
 import json
 
 import numpy as np
+import pytest
 import torch
 from toy_volumes import synthetic_blocks, write
 
 from medgen.data.exchange import write_nnunet
-from medgen.data.export import write_folder, write_image
+from medgen.data.export import write_folder, write_image, write_mask
 from medgen.data.folder import Folder
+from medgen.data.geometry import from_unit
 from medgen.data.images import Reading
 from medgen.data.nnunet import NnUnet
 from medgen.data.splits import by_split
@@ -54,3 +56,18 @@ def test_nnunet_gets_its_own_layout_back(tmp_path):
     first = again[[s.id for s in again.studies].index("real_00000")]
     torch.testing.assert_close(first.image, train[0].image, atol=1e-3, rtol=0)
     torch.testing.assert_close(first.affine, train[0].affine)
+
+
+def test_a_narrow_window_is_not_rounded_and_a_wide_one_does_not_overflow(tmp_path):
+    image = torch.rand(1, 4, 5, 6) * 2 - 1
+    for window in ((0.0, 1.0), (0.0, 60_000.0)):
+        path = write_image(tmp_path / "a", image, Schema(size=(4, 5, 6), window=window))
+        expected = from_unit(image[0].numpy(), window)
+        np.testing.assert_allclose(read_volume(path).voxels, expected, rtol=1e-6)
+
+
+def test_classes_that_a_file_cannot_hold_are_refused(tmp_path):
+    schema = Schema(size=(4, 4, 4), mask_classes=("background", "organ"))
+    for wrong in (-1, 256):
+        with pytest.raises(ValueError, match="0 to 255"):
+            write_mask(tmp_path / "m", torch.full((4, 4, 4), wrong), schema)

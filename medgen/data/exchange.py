@@ -186,7 +186,8 @@ def _write_case(folder: Path, dataset: Dataset, index: int, *, case: str, place:
     for channel, pixels in enumerate(item.image[0]):
         stem = folder / f"images{place}" / f"{case}_{channel:04d}"
         write_image(stem, pixels[None], dataset.schema, where)
-    write_mask(folder / f"labels{place}" / case, item.mask[0], dataset.schema, where)
+    mask = item.mask[0].clamp(min=0)
+    write_mask(folder / f"labels{place}" / case, mask, dataset.schema, where)
 
 
 def _folds(

@@ -23,8 +23,8 @@ from medgen.types import Batch, Schema
 def write_image(stem: Path, image: Tensor, schema: Schema, affine: Tensor | None = None) -> Path:
     """Write an image as PNG, 8 bit, or a volume as NIfTI; returns the file.
 
-    A volume is written in the unit of its schema's window, rounded to whole numbers (HU for CT),
-    or as it is where there is none.
+    A volume is written in the unit of its schema's window (HU for CT), or as it is where there is
+    none; in whole numbers where the window holds at least 256 of them, and 16 bits hold it.
 
     Args:
         stem: the file without its ending.
@@ -43,7 +43,9 @@ def write_image(stem: Path, image: Tensor, schema: Schema, affine: Tensor | None
         raise DataError(f"{stem}: a file holds a volume of 1 channel, got {len(unit)}")
     voxels = unit[0]
     if schema.window is not None:
-        voxels = np.rint(from_unit(voxels, schema.window)).astype(np.int16)
+        (low, high), voxels = schema.window, from_unit(voxels, schema.window)
+        if high - low >= 256 and low >= -32768 and high <= 32767:
+            voxels = np.rint(voxels).astype(np.int16)
     return _write_volume(stem, voxels, schema, affine)
 
 
@@ -52,15 +54,19 @@ def write_mask(stem: Path, mask: Tensor, schema: Schema, affine: Tensor | None =
 
     Args:
         stem: the file without its ending.
-        mask: at most 256 classes.
+        mask: classes from 0 to 255.
         schema: says the spacing of a volume.
         affine: (4 4) voxel -> RAS+ mm of a volume; None lays its middle at 0 mm.
+
+    Raises:
+        ValueError: a class beyond 0 to 255.
     """
-    classes = mask.clamp(min=0).numpy().astype(np.uint8)
     if mask.ndim == 2:
-        write_png(path := stem.with_name(f"{stem.name}.png"), classes)
+        write_png(path := stem.with_name(f"{stem.name}.png"), mask.numpy())
         return path
-    return _write_volume(stem, classes, schema, affine)
+    if not 0 <= int(mask.min()) <= int(mask.max()) <= 255:
+        raise ValueError(f"expected classes from 0 to 255, got {mask.min()} to {mask.max()}")
+    return _write_volume(stem, mask.numpy().astype(np.uint8), schema, affine)
 
 
 def _write_volume(stem: Path, voxels: Any, schema: Schema, affine: Tensor | None) -> Path:

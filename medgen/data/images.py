@@ -141,7 +141,7 @@ class Images(Sequence[Batch]):
 
     def _volume(self, index: int) -> _Kept:
         size = (self.schema.size[0], self.schema.size[1], self.schema.size[2])
-        spacing, channels, place = self.reading.spacing, [], None
+        spacing, channels, place, affine = self.reading.spacing, [], None, None
         for path in self.images[index]:
             volume = read_volume(path)
             place = place or volume
@@ -149,16 +149,16 @@ class Images(Sequence[Batch]):
             window = self.reading.window or _tails(path, volume)
             moved = regrid(volume, size, spacing, fill=window[0])
             channels.append(np.rint((to_unit(moved.voxels, window) + 1) * 32767.5))
+            affine = moved.affine
         assert place is not None
-        grid = regrid(place, size, spacing, labels=True)
         stored = np.stack(channels).astype(np.uint16)
         if self.masks is None:
-            return _Kept(stored, None, grid.affine)
+            return _Kept(stored, None, affine)
         mask = read_volume(self.masks[index])
         _same_place(self.images[index][0], place, self.masks[index], mask)
         classes = _named(self.masks[index], mask.voxels, self.schema.mask_classes)
         moved = regrid(Volume(classes, mask.affine), size, spacing, labels=True)
-        return _Kept(stored, self._small(moved.voxels), grid.affine)
+        return _Kept(stored, self._small(moved.voxels), affine)
 
     def _small(self, mask: NDArray[Any]) -> NDArray[Any]:
         return mask.astype(np.min_scalar_type(len(self.schema.mask_classes)))
