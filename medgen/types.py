@@ -37,9 +37,14 @@ class Schema:
         mask_classes: names of the classes of a mask; the first is the background. Empty: no masks.
         scalars: names of the scalars, in the order of `Batch.scalar`.
         text: studies carry a report.
-        spacing: mm between the voxels of an image along each axis; empty where it is not known.
+        spacing: mm (s along time) between the voxels of an image along each axis; empty where it is
+            not known.
         window: the intensities, in the source's unit (HU for CT), that -1 and 1 stand for; None
             where images have no common unit.
+        time: the first axis is time: clips (time, height, width) and signals (time,), whose first
+            spacing is in s; an ECG as an image has its leads as channels and a window in mV.
+        leads: names of the leads of `Batch.ecg`, which spans the time of the clip beside it.
+        ecg_rate: samples of `Batch.ecg` a second, Hz.
     """
 
     size: tuple[int, ...]
@@ -51,12 +56,15 @@ class Schema:
     text: bool = False
     spacing: tuple[float, ...] = ()
     window: tuple[float, float] | None = None
+    time: bool = False
+    leads: tuple[str, ...] = ()
+    ecg_rate: float = 0.0
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Schema:
         """The schema whose `dataclasses.asdict`, perhaps read back from JSON, is `values`."""
         plain: dict[str, Any] = dict(values)
-        for key in ("size", "findings", "mask_classes", "scalars", "spacing"):
+        for key in ("size", "findings", "mask_classes", "scalars", "spacing", "leads"):
             plain[key] = tuple(plain.get(key, ()))
         if plain.get("window") is not None:
             plain["window"] = tuple(plain["window"])
