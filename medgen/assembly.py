@@ -92,7 +92,8 @@ def build_model(sections: dict[str, Any], schema: Schema, codec: Codec) -> Gener
         kind: registry.build(kind, sections[kind]["type"], _arguments(sections[kind]))
         for kind in ("objective", "sampler")
     }
-    guidance = {k: v for k, v in _arguments(sections["guidance"]).items() if k != "dropout"}
+    left_out = ("dropout", "weak")
+    guidance = {k: v for k, v in _arguments(sections["guidance"]).items() if k not in left_out}
     return GenerativeModel(
         schema,
         codec,
@@ -138,13 +139,20 @@ def from_pretrained(
     model.source = metadata["digest"]
     model.recipe = sections
     model.statistics = json.loads(metadata.get("statistics", "{}"))
-    weak = folder / WEAK
     if "weak" in model.guidance.needs:
-        if not weak.is_file():
-            raise CheckpointError(f"{folder}: autoguidance needs {WEAK}, which is not there")
-        model.weak = build_model(sections, schema, model.codec).to(device).eval()
-        load_into(model.weak, read_weights(weak)[0], source=str(weak))
+        model.weak = _weak_model(folder / WEAK, model).to(device).eval()
     return model.to(device).eval()
+
+
+def _weak_model(path: Path, strong: GenerativeModel) -> GenerativeModel:
+    """The weak model of autoguidance, on the codec of the strong one."""
+    if not path.is_file():
+        raise CheckpointError(f"{path.parent}: autoguidance needs {path.name}, which is not there")
+    state, metadata = read_weights(path)
+    weak = build_model(json.loads(metadata["recipe"]), strong.schema, strong.codec)
+    load_into(weak, state, source=str(path))
+    weak.source = metadata["digest"]
+    return weak
 
 
 def load_codec(path: str | Path) -> Codec:
@@ -242,6 +250,8 @@ def train_settings(section: dict[str, Any]) -> TrainSettings:
 def export_checkpoint(run: str | Path, out: Path, *, half: bool = False) -> str:
     """Write weights, recipe and card of a run into a new folder; returns the weights' digest.
 
+    The weak model goes with them where the recipe guides by it.
+
     Args:
         run: a checkpoint's or run's folder.
         out: a new or empty folder.
@@ -254,16 +264,24 @@ def export_checkpoint(run: str | Path, out: Path, *, half: bool = False) -> str:
     folder = find_checkpoint(run)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise OutputError(f"{out}: is not empty; choose another folder with --out")
-    state, metadata = read_weights(folder)
+    sections = json.loads(read_metadata(folder)["recipe"])
+    if (folder / CARD).is_file():
+        write_bytes(out / CARD, (folder / CARD).read_bytes())
+    write_bytes(out / RECIPE, dump_yaml(sections).encode())
+    if sections.get("guidance", {}).get("type") == "autoguidance":
+        _export_weights(folder / WEAK, out / WEAK, half)
+    return _export_weights(folder, out / WEIGHTS, half)
+
+
+def _export_weights(path: Path, out: Path, half: bool) -> str:
+    """Copy weights, perhaps in 16 bits; returns their digest."""
+    state, metadata = read_weights(path)
     if half:
         state = {
             name: tensor.half() if tensor.is_floating_point() and tensor.ndim else tensor
             for name, tensor in state.items()
         }
-    if (folder / CARD).is_file():
-        write_bytes(out / CARD, (folder / CARD).read_bytes())
-    write_bytes(out / RECIPE, dump_yaml(json.loads(metadata["recipe"])).encode())
-    return write_weights(out / WEIGHTS, state, metadata)
+    return write_weights(out, state, metadata)
 
 
 def prove_settings(section: dict[str, Any] | None, asked: dict[str, Any]) -> ProveSettings:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +25,7 @@ from medgen.assembly import (
     start_from,
     train_settings,
 )
-from medgen.checkpoint import RECIPE, WEIGHTS, content_digest
+from medgen.checkpoint import RECIPE, WEAK, WEIGHTS, content_digest
 from medgen.data.latents import cached_latents
 from medgen.data.splits import Subset, by_split, check_leakage, load
 from medgen.disk import write_bytes
@@ -35,6 +35,7 @@ from medgen.model import GenerativeModel
 from medgen.protocols import Codec, Dataset
 from medgen.recipe import Recipe, digest
 from medgen.rng import derive
+from medgen.samplers.guidance import NoGuidance
 from medgen.synthesis.plan import Plan, describe, plan, plan_like
 from medgen.training.learner import TrainingData
 from medgen.types import Batch, Progress
@@ -201,15 +202,8 @@ class Run:
         write_bytes(held, self.recipe.to_yaml().encode())
 
     def _fresh_codec(self) -> Codec:
-        with self._seeded("codec"):
+        with _seeded(self.recipe, "codec"):
             return build_codec(self.recipe.sections["codec"], self.studies.schema)
-
-    @contextmanager
-    def _seeded(self, part: str) -> Iterator[None]:
-        """Fresh weights are a function of the recipe: a killed run begins again with the same."""
-        with torch.random.fork_rng():
-            torch.manual_seed(derive(self.recipe.digest, part))
-            yield
 
     def _train_codec(self, folder: Path) -> Codec:
         """The trained codec of the recipe, from `folder` if it was trained before."""
@@ -260,31 +254,54 @@ class Run:
     def _train_generator(self) -> None:
         if (self.out / WEIGHTS).is_file():
             return
+        self.say("Reading studies")
+        codec = self._codec()
+        data = (
+            self._encoded(self.split("train"), codec),
+            self._encoded(self.split("validation"), codec),
+        )
+        weak = self.recipe.weak
+        if weak is not None:
+            self.say("Training the weak model")
+            self._train_network(weak, self.out / "weak", codec, data)
+            write_bytes(self.out / WEAK, (self.out / "weak" / WEIGHTS).read_bytes())
+        self.say("Training the generator")
+        self._train_network(self.recipe, self.out, codec, data, early=weak is None)
+
+    def _train_network(
+        self,
+        recipe: Recipe,
+        folder: Path,
+        codec: Codec,
+        data: tuple[TrainingData, TrainingData],
+        *,
+        early: bool = False,
+    ) -> None:
+        """Train the conditioner and the backbone of a recipe into a folder."""
         from medgen.training.generator import train_generator
 
-        self.say("Reading studies")
-        train, validation = self.split("train"), self.split("validation")
-        codec = self._codec()
-        with self._seeded("generator"):
-            model = build_model(self.recipe.sections, self.studies.schema, codec)
-        data = self._encoded(train, codec)
-        model.conditioner.fit(data.conditions)
-        settings = train_settings(self.recipe.sections["train"])
+        if (folder / WEIGHTS).is_file():
+            return
+        with _seeded(recipe, "generator"):
+            model = build_model(recipe.sections, self.studies.schema, codec)
+        if "weak" in model.guidance.needs:  # there may be none yet: previews go unguided
+            model.guidance = NoGuidance()
+        model.conditioner.fit(data[0].conditions)
+        settings = train_settings(recipe.sections["train"])
         start = start_from(model, settings.init_from, self.say) if settings.init_from else ""
-        statistics = describe(train, data.conditions)
-        self.say(f"Training the generator ({settings.images} images)")
+        statistics = describe(self.split("train"), data[0].conditions)
         result = train_generator(
             model,
-            data,
-            self._encoded(validation, codec),
+            *data,
             settings,
-            self.out,
+            folder,
             metadata=checkpoint_metadata(
-                "generator", self.recipe, self.studies.schema, statistics, start=start
+                "generator", recipe, self.studies.schema, statistics, start=start
             ),
-            identity=self.recipe.digest + start,
-            preview=self._preview,
+            identity=recipe.digest + start,
+            preview=partial(_preview, self.split("validation"), folder / "samples"),
             device=self.device,
+            early=early,
             progress=self.shows_progress,
         )
         if result.stopped:
@@ -305,14 +322,23 @@ class Run:
         flipped = cached_latents(part, codec, flip=True, **settings) if flip else None
         return TrainingData(latents, conditions_of(part), flipped)
 
-    def _preview(self, model: GenerativeModel, images: int) -> None:
-        """Samples from fixed seeds and conditions, after `images` images of training."""
-        from medgen.report.pictures import contact_sheet
 
-        asked = plan_like(model, self.split("validation"), count=model.micro_batch)
-        drawn = model.sample(asked.conditions, list(asked.seeds))
-        assert drawn.image is not None
-        contact_sheet(drawn.image, path=self.out / "samples" / f"{images:09d}.png")
+def _preview(like: Subset, folder: Path, model: GenerativeModel, images: int) -> None:
+    """Samples from fixed seeds and conditions, after `images` images of training."""
+    from medgen.report.pictures import contact_sheet
+
+    asked = plan_like(model, like, count=model.micro_batch)
+    drawn = model.sample(asked.conditions, list(asked.seeds))
+    assert drawn.image is not None
+    contact_sheet(drawn.image, path=folder / f"{images:09d}.png")
+
+
+@contextmanager
+def _seeded(recipe: Recipe, part: str) -> Iterator[None]:
+    """Fresh weights are a function of the recipe: a killed run begins again with the same."""
+    with torch.random.fork_rng():
+        torch.manual_seed(derive(recipe.digest, part))
+        yield
 
 
 def conditions_of(dataset: Dataset) -> Batch:

@@ -58,6 +58,19 @@ class Recipe:
         """SHA-256 of the resolved content, whatever its formatting."""
         return digest(self.sections)
 
+    @property
+    def weak(self) -> Recipe | None:
+        """What trains the weak model of autoguidance; None where the recipe gives it no network."""
+        given = self.sections.get("guidance", {}).get("weak")
+        if given is None:
+            return None
+        changed = {
+            "backbone": given["backbone"],
+            "guidance": {"type": "none", "dropout": self.sections["guidance"]["dropout"]},
+            "train": self.sections["train"] | {"images": given["images"], "init_from": None},
+        }
+        return Recipe({**self.sections, **changed}, "generator")
+
     def to_yaml(self) -> str:
         """The resolved recipe; `load_recipe` of it gives an equal recipe."""
         return dump_yaml(self.sections)

@@ -13,7 +13,7 @@ from medgen.document import Document
 from medgen.document import Path as Key
 from medgen.errors import MedgenError, RecipeError, did_you_mean
 from medgen.registry import Argument
-from medgen.settings import ProveSettings, SampleSettings, TrainSettings
+from medgen.settings import ProveSettings, SampleSettings, TrainSettings, WeakSettings
 
 COMPONENTS = ("data", "codec", "backbone", "objective", "sampler", "guidance")
 LISTS = {"evaluate": "metric", "filters": "filter"}
@@ -135,7 +135,23 @@ class Checker:
             extra["losses"] = self._settings(CodecLosses, value.pop("losses"), (*path, "losses"))
         if kind == "guidance":
             extra["dropout"] = self._dropout(value.pop("dropout", 0.1), (*path, "dropout"))
+            if "weak" in value:
+                extra["weak"] = self._weak(value.pop("weak"), value.get("type"), (*path, "weak"))
         return extra
+
+    def _weak(self, value: Any, guidance: Any, path: Key) -> dict[str, Any]:
+        """Network and length of a weak model of its own; the network is the recipe's by default."""
+        if guidance != "autoguidance":
+            self.problem(path, "only autoguidance has a weak model; remove it")
+        if not isinstance(value, dict):
+            self.problem(path, f"expected keys, got {_show(value)}")
+            return {}
+        value = dict(value)
+        network = value.pop("backbone", self.document.value.get("backbone"))
+        return {
+            "backbone": self._component("backbone", network, (*path, "backbone")),
+            **self._settings(WeakSettings, value, path),
+        }
 
     def _dropout(self, value: Any, path: Key) -> Any:
         """A share for all conditions, or one a named condition."""

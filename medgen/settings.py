@@ -64,6 +64,17 @@ class TrainSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class WeakSettings:
+    """How the weak model of autoguidance is trained: as the model itself, but shorter.
+
+    Args:
+        images: length of its run, in images seen.
+    """
+
+    images: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class SampleSettings:
     """What the sample factory draws.
 

@@ -6,11 +6,14 @@ import torch
 from click.testing import CliRunner
 from conftest import TINY
 
+from medgen.assembly import export_checkpoint, from_pretrained
 from medgen.checkpoint import read_metadata, read_weights
 from medgen.cli.main import cli
 from medgen.errors import CheckpointError, DataError, DeviceError, HealthError, OutputError
 from medgen.pipeline import Run
 from medgen.recipe import load_recipe
+from medgen.synthesis.plan import plan
+from medgen.synthesis.verify import verify
 
 QUICK = [*TINY, "prove.steps=8", "prove.fractions=[1.0]", "prove.repeats=2"]
 
@@ -100,6 +103,34 @@ def test_a_generator_does_not_start_from_just_anything(trained, tmp_path):
         recipe = load_recipe("cxr/quickstart", [*TINY[:2], *TINY[4:], *other, change])
         with pytest.raises(CheckpointError, match=said):
             Run(recipe, tmp_path / str(place), device="cpu").train()
+
+
+def test_autoguidance_by_a_smaller_network(tmp_path):
+    network = "{type: unet, channels: [32], attention: [false], blocks: 1}"
+    guidance = (
+        f"guidance={{type: autoguidance, scale: 2.0, weak: {{backbone: {network}, images: 64}}}}"
+    )
+    recipe = load_recipe("cxr/quickstart", [*TINY, guidance])
+    run = Run(recipe, tmp_path / "run", device="cpu")
+    run.train()
+    export_checkpoint(tmp_path / "run", tmp_path / "checkpoint", half=True)
+    model = from_pretrained(tmp_path / "run")
+    again = from_pretrained(tmp_path / "checkpoint")
+    for guided in (model, again):
+        assert guided.weak is not None
+        sizes = [sum(p.numel() for p in m.backbone.parameters()) for m in (guided, guided.weak)]
+        assert sizes[1] < sizes[0]
+    plain = from_pretrained(tmp_path / "run", guidance={"type": "none"})
+    asked = plan(model, count=2)
+    images = [m.sample(asked.conditions, list(asked.seeds)).image for m in (model, plain, again)]
+    assert not torch.equal(images[0], images[1])
+    torch.testing.assert_close(images[0], images[2], atol=0.02, rtol=0)
+    folder = run.synthesize()
+    about = json.loads((folder / "dataset.json").read_text())
+    assert about["weak"] == read_metadata(tmp_path / "run" / "weak" / "model.safetensors")["digest"]
+    model.weak.source = "sha256:another"
+    with pytest.raises(DataError, match="weak"):
+        verify(folder, model)
 
 
 def test_a_folder_of_another_run_is_refused(trained, tmp_path):

@@ -47,6 +47,19 @@ def test_dropout_by_condition():
     assert "guidance.dropout.findings: expected a share below 1, got 1" in second
 
 
+def test_a_weak_model_is_a_network_and_a_length():
+    weak = "guidance={type: autoguidance, weak: {images: 64}}"
+    sections = load_recipe("cxr/quickstart", [weak]).sections
+    assert sections["guidance"]["weak"] == {"backbone": sections["backbone"], "images": 64}
+    assert load_recipe("cxr/quickstart").weak is None
+    with pytest.raises(RecipeError) as error:
+        load_recipe("cxr/quickstart", ["guidance={type: none, weak: {backbone: {type: unett}}}"])
+    said = "\n".join(error.value.problems)
+    assert "guidance.weak: only autoguidance has a weak model; remove it" in said
+    assert "guidance.weak.backbone.type" in said
+    assert "needs 'images'" in said
+
+
 def test_all_problems_are_named_at_once_with_line_and_remedy(tmp_path):
     file = tmp_path / "broken.yaml"
     file.write_text(BROKEN)

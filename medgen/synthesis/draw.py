@@ -109,8 +109,10 @@ def _about(model: GenerativeModel, plan: Plan, filters: Filters | None) -> dict[
     from medgen import __version__
 
     device = next(model.backbone.parameters()).device
-    judged = {} if filters is None else {"filters": filters.about()}
-    return judged | {
+    parts = {} if filters is None else {"filters": filters.about()}
+    if model.weak is not None:
+        parts["weak"] = model.weak.source
+    return parts | {
         "checkpoint": model.source,
         "plan": plan.digest,
         "recipe": model.recipe["name"],

@@ -68,10 +68,11 @@ def verify(
     problems += _wrong_files(folder, listed)
     redrawn = 0
     if model is not None:
-        if model.source != about["checkpoint"]:
-            raise DataError(
-                f"{folder}: was drawn by checkpoint {about['checkpoint']}, got {model.source}"
-            )
+        drew = {"checkpoint": about["checkpoint"], "weak model": about.get("weak")}
+        weak = None if model.weak is None else model.weak.source
+        for part, got in (("checkpoint", model.source), ("weak model", weak)):
+            if got != drew[part]:
+                raise DataError(f"{folder}: was drawn by {part} {drew[part]}, got {got}")
         chosen = np.random.default_rng(derive(seed, "verify")).permutation(len(records))[:count]
         redrawn = len(chosen)
         problems += _drawn_differently(folder, model, records, about, sorted(chosen.tolist()))

@@ -71,6 +71,7 @@ def train_generator(
     identity: str = "",
     device: str = "auto",
     preview: Preview | None = None,
+    early: bool = True,
     progress: bool = True,
 ) -> TrainResult:
     """Train backbone and conditioner; leaves `model` with its averaged weights.
@@ -84,13 +85,14 @@ def train_generator(
         train: training studies.
         validation: held-out studies; None or empty leaves validation out.
         settings: how to train.
-        out: run folder; receives model.safetensors, weak.safetensors, log.jsonl, state/ and, with
-            `settings.snapshots`, averages/.
+        out: run folder; receives model.safetensors, log.jsonl, state/ and, with `early`,
+            weak.safetensors, with `settings.snapshots`, averages/.
         metadata: stored in both checkpoints.
         identity: what else makes this run this run, such as a digest of the recipe; a state saved
             under another identity is refused.
         device: "auto", "cpu", "cuda" or "mps".
         preview: shows the model at work at every validation.
+        early: leave the average of an early stage as the weak model of autoguidance.
         progress: show a bar on stderr.
 
     Raises:
@@ -115,7 +117,7 @@ def train_generator(
         return write_weights(out / name, weights, metadata)
 
     def after(steps: int, images: int) -> None:
-        if steps == math.ceil(loop.steps / WEAK_SHARE):
+        if early and steps == math.ceil(loop.steps / WEAK_SHARE):
             export(WEAK)
         if learner.profiles is not None:
             every = math.ceil(loop.steps * settings.batch / settings.snapshots)
