@@ -6,6 +6,7 @@ there: the same command again resumes.
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -25,7 +26,14 @@ from medgen.assembly import (
     start_from,
     train_settings,
 )
-from medgen.checkpoint import RECIPE, WEAK, WEIGHTS, content_digest
+from medgen.checkpoint import (
+    RECIPE,
+    WEAK,
+    WEIGHTS,
+    content_digest,
+    find_checkpoint,
+    read_metadata,
+)
 from medgen.data.latents import cached_latents
 from medgen.data.splits import Subset, by_split, check_leakage, load
 from medgen.disk import write_bytes
@@ -38,7 +46,7 @@ from medgen.rng import derive
 from medgen.samplers.guidance import NoGuidance
 from medgen.synthesis.plan import Plan, describe, plan, plan_like
 from medgen.training.learner import TrainingData
-from medgen.types import Batch, Progress
+from medgen.types import Batch, Progress, Schema
 
 if TYPE_CHECKING:
     from medgen.synthesis.filters import Filters
@@ -153,7 +161,8 @@ class Run:
         out = self.out / SYNTHETIC
         if not (out / "dataset.json").is_file():
             self.say(f"Drawing {self.recipe.sections['sample']['count']} synthetic studies")
-            model = from_pretrained(self.out, device=self.device)
+            how = {part: self.recipe.sections[part] for part in ("sampler", "guidance")}
+            model = from_pretrained(self.out, device=self.device, **how)
             with self.progress("drawing") as progress:
                 drawn = synthesize(
                     model, self._plan(model), out, filters=self._filters(), progress=progress
@@ -254,6 +263,9 @@ class Run:
     def _train_generator(self) -> None:
         if (self.out / WEIGHTS).is_file():
             return
+        if "generator" in self.recipe.sections:
+            self._take_generator(find_checkpoint(self.recipe.sections["generator"]["checkpoint"]))
+            return
         self.say("Reading studies")
         codec = self._codec()
         data = (
@@ -267,6 +279,30 @@ class Run:
             write_bytes(self.out / WEAK, (self.out / "weak" / WEIGHTS).read_bytes())
         self.say("Training the generator")
         self._train_network(self.recipe, self.out, codec, data, early=weak is None)
+
+    def _take_generator(self, checkpoint: Path) -> None:
+        """Take a trained generator's weights into the run's folder.
+
+        Raises:
+            DataError: it was trained on studies that hold something else.
+        """
+        metadata = read_metadata(checkpoint)
+        schema = Schema.from_dict(json.loads(metadata["schema"]))
+        if schema != self.studies.schema:
+            raise DataError(
+                f"{checkpoint}: was trained on studies of another schema: {schema}, these are "
+                f"{self.studies.schema}; choose the same `data`, or train a generator on these"
+            )
+        self.say(f"Taking the generator of {checkpoint}")
+        saw, train = json.loads(metadata["statistics"]), self.split("train")
+        if saw["studies"] != len(train):
+            self.say(
+                f"It was trained on {saw['studies']} studies, these splits train on {len(train)}: "
+                "if patients of the test split were among them, the evidence is worthless"
+            )
+        for name in (WEAK, WEIGHTS):
+            if (checkpoint / name).is_file():
+                write_bytes(self.out / name, (checkpoint / name).read_bytes())
 
     def _train_network(
         self,

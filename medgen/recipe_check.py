@@ -51,6 +51,8 @@ class Checker:
                 )
         complete: dict[str, Any] = {}
         for section in sections:
+            if section == "generator" and section not in given:
+                continue
             if section not in given and section not in DEFAULTS:
                 self.problem((), f"'{section}' is missing")
                 continue
@@ -64,6 +66,10 @@ class Checker:
         if section in ("name", "summary"):
             if not isinstance(value, str):
                 self.problem((section,), f"expected text, got {_show(value)}")
+            return value
+        if section == "generator":
+            if not isinstance(value, dict) or set(value) != {"checkpoint"}:
+                self.problem((section,), f"expected recipe or checkpoint, got {_show(value)}")
             return value
         if section in COMPONENTS:
             return self._component(section, value, (section,))

@@ -9,7 +9,14 @@ from conftest import TINY
 from medgen.assembly import export_checkpoint, from_pretrained
 from medgen.checkpoint import read_metadata, read_weights
 from medgen.cli.main import cli
-from medgen.errors import CheckpointError, DataError, DeviceError, HealthError, OutputError
+from medgen.errors import (
+    CheckpointError,
+    DataError,
+    DeviceError,
+    HealthError,
+    OutputError,
+    RecipeError,
+)
 from medgen.pipeline import Run
 from medgen.recipe import load_recipe
 from medgen.synthesis.plan import plan
@@ -209,3 +216,49 @@ def test_runs_side_by_side(finished, tmp_path):
     assert len(table.read_text().splitlines()) == 1 + 2 * len(rows)
     empty = CliRunner().invoke(cli, ["compare", str(tmp_path)])
     assert "holds neither evaluation.json nor prove.json" in str(empty.exception)
+
+
+def test_a_recipe_takes_its_generator_from_a_recipe_or_a_checkpoint(trained, tmp_path):
+    wanted = "name: mine\nsummary: Mine.\ngenerator: {GENERATOR}\nsample: {count: 3}\n"
+    file = tmp_path / "mine.yaml"
+    file.write_text(wanted.replace("GENERATOR", "recipe: cxr/quickstart"))
+    inline = load_recipe(file, TINY)
+    theirs = load_recipe("cxr/quickstart", TINY).sections
+    for section in ("data", "codec", "backbone", "train", "guidance"):
+        assert inline.sections[section] == theirs[section]
+    assert inline.sections["prove"] is None
+    file.write_text(wanted.replace("GENERATOR", f"checkpoint: {trained}"))
+    taken = load_recipe(file, ["sampler.steps=3"])
+    assert taken.sections["train"]["images"] == 128
+    run = Run(taken, tmp_path / "run", device="cpu")
+    run.train()
+    assert read_metadata(run.out)["digest"] == read_metadata(trained)["digest"]
+    about = json.loads((run.synthesize() / "dataset.json").read_text())
+    assert about["sampler"]["steps"] == 3
+    assert about["count"] == 3
+    assert load_recipe(run.out / "recipe.yaml").digest == taken.digest
+
+
+def test_a_checkpoint_that_does_not_fit_is_refused(trained, tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text(f"name: mine\nsummary: Mine.\ngenerator: {{checkpoint: {trained}}}\n")
+    other = load_recipe(file, ["data.size=[64, 64]"])
+    with pytest.raises(DataError, match="another schema"):
+        Run(other, tmp_path / "run", device="cpu").train()
+    said: list[str] = []
+    Run(
+        load_recipe(file, ["data.count=60"]), tmp_path / "more", device="cpu", say=said.append
+    ).train()
+    assert any("the evidence is worthless" in line for line in said)
+    with pytest.raises(RecipeError, match="train: is decided by the checkpoint"):
+        load_recipe(file, ["train.lr=1.0"])
+    for wrong, words in (
+        ("{}", "expected recipe or checkpoint"),
+        ("{recipe: cxr/kl-f4}", "generator"),
+    ):
+        file.write_text(f"name: mine\nsummary: Mine.\ngenerator: {wrong}\n")
+        with pytest.raises(RecipeError, match=words):
+            load_recipe(file)
+    file.write_text("name: mine\nsummary: Mine.\ngenerator: {checkpoint: nowhere}\n")
+    with pytest.raises(RecipeError, match=r"generator\.checkpoint: .*nowhere"):
+        load_recipe(file)

@@ -46,6 +46,8 @@ def overrides_for(name: str) -> list[str]:
     chosen += SMALL.get(sections["codec"]["type"], [])
     if "backbone" in sections:
         chosen += SMALL[sections["backbone"]["type"]] + SMALL["generator"]
+    if "weak" in sections.get("guidance", {}):
+        chosen += [f"guidance.weak.{c}" for c in SMALL["unet"]] + ["guidance.weak.images=32"]
     data = sections["data"]
     if data["type"] == "simulated":
         return [*chosen, "data.count=40"]
