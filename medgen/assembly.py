@@ -165,6 +165,8 @@ def load_codec(path: str | Path) -> Codec:
     if read_metadata(folder).get("kind") == "generator":
         return from_pretrained(folder).codec
     state, metadata = read_weights(folder)
+    if metadata.get("kind") != "codec":
+        raise CheckpointError(f"{folder}: holds a {metadata.get('kind')}, expected a codec")
     schema = Schema.from_dict(json.loads(metadata["schema"]))
     codec = build_codec(json.loads(metadata["recipe"])["codec"], schema)
     load_into(codec, state, source=str(folder))
@@ -174,9 +176,11 @@ def load_codec(path: str | Path) -> Codec:
 def start_from(model: GenerativeModel, path: str, say: Callable[[str], None]) -> str:
     """Give conditioner and backbone the weights of another generator, as far as they fit.
 
+    An imported backbone is taken as it is: it says nothing of a codec or of conditions.
+
     Args:
         model: freshly built, on its own codec.
-        path: the other generator's checkpoint.
+        path: the other generator's checkpoint, or an imported backbone's.
         say: told one sentence about what was taken.
 
     Returns:
@@ -188,9 +192,10 @@ def start_from(model: GenerativeModel, path: str, say: Callable[[str], None]) ->
     """
     folder = find_checkpoint(path)
     state, metadata = read_weights(folder)
-    if metadata.get("kind") != "generator":
+    if metadata.get("kind") not in ("generator", "backbone"):
         raise CheckpointError(f"{folder}: holds a {metadata.get('kind')}, expected a generator")
-    for name, parameter in model.codec.named_parameters():
+    trained = model.codec.named_parameters() if metadata["kind"] == "generator" else ()
+    for name, parameter in trained:
         old = state.get(f"codec.{name}")
         if old is None or old.shape != parameter.shape or not torch.equal(old.float(), parameter):
             raise CheckpointError(
@@ -210,6 +215,29 @@ def start_from(model: GenerativeModel, path: str, say: Callable[[str], None]) ->
         f"Starting from {folder}: {len(found['copied'])} tensors copied, "
         f"{len(found['grown'])} grown, {len(found['fresh'])} fresh"
     )
+    return metadata["digest"]
+
+
+def start_codec_from(codec: Codec, path: str, say: Callable[[str], None]) -> str:
+    """Give a codec the weights of another one; its shift and scale are measured anew.
+
+    Args:
+        codec: freshly built.
+        path: the other codec's checkpoint, or an imported one's.
+        say: told one sentence about what was taken.
+
+    Returns:
+        Content digest of the checkpoint.
+
+    Raises:
+        CheckpointError: it is absent, damaged, no codec's, or its weights do not all fit.
+    """
+    folder = find_checkpoint(path)
+    state, metadata = read_weights(folder)
+    if metadata.get("kind") != "codec":
+        raise CheckpointError(f"{folder}: holds a {metadata.get('kind')}, expected a codec")
+    load_into(codec, state, source=str(folder))
+    say(f"Starting from {folder}: {len(state)} tensors copied")
     return metadata["digest"]
 
 

@@ -23,6 +23,7 @@ from medgen.assembly import (
     checkpoint_metadata,
     from_pretrained,
     load_codec,
+    start_codec_from,
     start_from,
     train_settings,
 )
@@ -229,15 +230,17 @@ class Run:
         codec = self._fresh_codec()
         if not isinstance(codec, Autoencoder):
             raise RecipeError(f"codec '{section['type']}' has no weights to train; remove `train`")
+        settings = train_settings(section["train"])
+        start = start_codec_from(codec, settings.init_from, self.say) if settings.init_from else ""
         result = train_codec(
             codec,
             self.split("train"),
             self.split("validation"),
-            train_settings(section["train"]),
+            settings,
             folder,
             losses=CodecLosses(**section.get("losses", {})),
             metadata=checkpoint_metadata("codec", self.recipe, self.studies.schema, {}),
-            identity=digest({key: self.recipe.sections[key] for key in ("data", "codec")}),
+            identity=digest({key: self.recipe.sections[key] for key in ("data", "codec")}) + start,
             device=self.device,
             progress=self.shows_progress,
         )
@@ -252,6 +255,9 @@ class Run:
         section, validation = self.recipe.sections["codec"], self.split("validation")
         if "checkpoint" in section:
             codec = load_codec(section["checkpoint"])
+            whitening = getattr(codec, "whitening", None)
+            if whitening is not None and not whitening.fitted:  # imported without a scale
+                fit_codec(codec, self.split("train"))
         elif "train" in section:
             codec = self._train_codec(self.out / "codec")
         else:

@@ -34,8 +34,9 @@ class TrainSettings:
         checkpoint_every: images between saved states.
         validate_every: images between validations and previews.
         autoencoder_warmup: images before a codec's adversary starts; ignored by generators.
-        init_from: checkpoint whose weights a generator starts from, by path or shipped name; None
-            means fresh weights.
+        init_from: checkpoint whose weights training starts from, by path or shipped name: for a
+            codec another codec's, for a generator another generator's or an imported backbone's;
+            None means fresh weights.
         snapshots: how often two power-function averages of the weights are kept, from which an
             average of any length can be rebuilt after training; 0 keeps none.
         stop_when_memorizing: for small data: end the run when the loss on held-out studies rises

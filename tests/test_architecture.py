@@ -19,7 +19,7 @@ FLOORS = (
     ("registry", "nn", "simulate"),
     COMPONENTS,
     ("model",),
-    ("recipe", "recipe_check", "checkpoint", "assembly"),
+    ("recipe", "recipe_check", "checkpoint", "assembly", "importing"),
     ("augmentation",),
     ("evaluation",),
     ("report", "training", "synthesis"),

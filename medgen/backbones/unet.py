@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -35,6 +35,8 @@ class UNet(Backbone):
         attention: which levels have self-attention; the middle always has.
         head: channels of an attention head.
         dropout: share of activations dropped in training inside the residual blocks.
+        groups: in which channels are normalised; None means 32, or the most that divide all levels.
+        resample: how levels halve and double, by one "convolution" or inside a "residual" block.
 
     Raises:
         ValueError: the latent is made of tokens, is 1-D, or cannot be halved as often as there are
@@ -56,6 +58,8 @@ class UNet(Backbone):
         attention: tuple[bool, ...] = (False, True, True),
         head: int = 32,
         dropout: float = 0.0,
+        groups: int | None = None,
+        resample: Literal["convolution", "residual"] = "convolution",
     ) -> None:
         super().__init__()
         _check(latent, cond, channels, attention, head)
@@ -70,7 +74,8 @@ class UNet(Backbone):
             num_res_blocks=blocks,
             channels=channels,
             attention_levels=attention,
-            norm_num_groups=math.gcd(LARGEST_GROUPS, *channels),
+            norm_num_groups=groups or math.gcd(LARGEST_GROUPS, *channels),
+            resblock_updown=resample == "residual",
             num_head_channels=head,
         )
         self.vector = mlp(cond.vector, 4 * channels[0]) if cond.vector else None

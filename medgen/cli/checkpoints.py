@@ -1,4 +1,4 @@
-"""`medgen checkpoints`: list, show, verify."""
+"""`medgen checkpoints`: list, show, verify, export, import."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from medgen.cli.options import as_json, examples
 
 @click.group(epilog=examples("medgen checkpoints list", "medgen checkpoints show NAME"))
 def checkpoints() -> None:
-    """List, show and verify checkpoints."""
+    """List, show, verify, export and import checkpoints."""
 
 
 @checkpoints.command("list", epilog=examples("medgen checkpoints list"))
@@ -85,3 +85,37 @@ def export(run: Path, out: Path, half: bool) -> None:
     from medgen.assembly import export_checkpoint
 
     click.echo(export_checkpoint(run, out, half=half))
+
+
+@checkpoints.command(
+    "import",
+    epilog=examples(
+        "medgen checkpoints import vae.pt --kind autoencoder --out vae --set size=[64,64,64]",
+        "medgen checkpoints import vae.pt --kind autoencoder --out vae --set size=[64,64,64] "
+        "--set groups=16 --set intensities=signed",
+        "medgen checkpoints import unet.safetensors --kind unet --out unet --set head=32",
+        "medgen checkpoints import maisi.pt --kind unet --out maisi --set head=32 --set label=1 "
+        "--set spacing=[1.5,1.5,2.0]",
+    ),
+)
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--kind", required=True, help="autoencoder or unet.")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="A new folder.")
+@click.option(
+    "--set",
+    "told",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="What weights do not tell. autoencoder: size, groups (32), intensities (unit or signed), "
+    "window, scale. unet: groups (32), head (8), time (rectified_flow or ddpm), and the conditions "
+    "to fix: label, spacing, top_region_index, bottom_region_index.",
+)
+def import_(file: Path, kind: str, out: Path, told: tuple[str, ...]) -> None:
+    """Write the weights of one of MONAI's networks as a checkpoint.
+
+    Taken are AutoencoderKL and DiffusionModelUNet of MONAI core and of monai-generative, and those
+    of MAISI (NV-Generate). Use the result as `codec: {checkpoint: DIR}` or `train.init_from`.
+    """
+    from medgen.importing import facts_of, import_checkpoint
+
+    click.echo(import_checkpoint(file, out, facts_of(kind, told)))

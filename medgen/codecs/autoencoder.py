@@ -20,7 +20,6 @@ from medgen.types import LatentSpec, Schema
 if TYPE_CHECKING:
     from monai.networks.nets.autoencoderkl import AutoencoderKL
 
-_GROUPS = 8
 _LOGVAR_RANGE = (-30.0, 20.0)
 
 
@@ -37,13 +36,17 @@ class Autoencoder(Codec):
 
     Args:
         schema: what the studies hold.
-        channels: features of every level, the image's resolution first; multiples of 8.
+        channels: features of every level, the image's resolution first; multiples of `groups`.
         latent_channels: channels of a latent.
         blocks: residual blocks a level.
         patch: side of the blocks that an orthonormal cosine transform makes channels of before the
             first level, in pixels. With 2 the most costly level is left out: about three times
             faster for the same factor.
-        attention: one attention layer at the latent's resolution in encoder and decoder.
+        attention: one attention layer at the latent's resolution in encoder and decoder; or which
+            levels have attention, and last whether the latent's resolution has.
+        groups: in which channels are normalised.
+        upsampling: how the decoder doubles its maps, "nearest" or "linear".
+        intensities: what the network sees, images in [-1, 1] ("signed") or [0, 1] ("unit").
 
     Attributes:
         memory: bytes that `encode` and `decode` may take beyond weights and inputs.
@@ -65,13 +68,16 @@ class Autoencoder(Codec):
         latent_channels: int = 4,
         blocks: int = 2,
         patch: int = 1,
-        attention: bool = False,
+        attention: bool | tuple[bool, ...] = False,
+        groups: int = 8,
+        upsampling: Literal["nearest", "linear"] = "nearest",
+        intensities: Literal["signed", "unit"] = "signed",
     ) -> None:
         super().__init__()
         from monai.networks.nets.autoencoderkl import AutoencoderKL
 
-        _check(schema, channels, latent_channels, blocks, patch)
-
+        _check(schema, channels, latent_channels, blocks, patch, groups)
+        levels, middle = _attending(attention, len(channels))
         axes = len(schema.size)
         factor = patch * 2 ** (len(channels) - 1)
         features = schema.channels * patch**axes
@@ -87,12 +93,15 @@ class Autoencoder(Codec):
             out_channels=features,
             num_res_blocks=blocks,
             channels=channels,
-            attention_levels=(False,) * len(channels),
+            attention_levels=levels,
             latent_channels=latent_channels,
-            norm_num_groups=_GROUPS,
-            with_encoder_nonlocal_attn=attention,
-            with_decoder_nonlocal_attn=attention,
+            norm_num_groups=groups,
+            with_encoder_nonlocal_attn=middle,
+            with_decoder_nonlocal_attn=middle,
         )
+        self.unit = intensities == "unit"
+        if upsampling == "linear":
+            interpolate_linearly(self.net)
         self.whitening = Whitening(latent_channels, "channel")
         self.register_buffer("basis", cosine_basis(patch, axes), persistent=False)
         self.memory = MEMORY
@@ -150,14 +159,16 @@ class Autoencoder(Codec):
             image: in [-1, 1].
             slabs: into how many its first axis is cut to save memory; no gradients if above 1.
         """
-        features = _forward(self.net.encoder, block_transform(image, self.basis, self.patch), slabs)
+        seen = (image + 1) / 2 if self.unit else image
+        features = _forward(self.net.encoder, block_transform(seen, self.basis, self.patch), slabs)
         logvar = self.net.quant_conv_log_sigma(features)
         return self.net.quant_conv_mu(features), logvar.clamp(*_LOGVAR_RANGE)
 
     def reconstruct(self, raw: Float[Tensor, "b c *s"], slabs: int = 1) -> Float[Tensor, "b c *s"]:
         """Images of latents before whitening, not held to [-1, 1]; slabs as in `posterior`."""
         features = _forward(self.net.decoder, self.net.post_quant_conv(raw), slabs)
-        return inverse_block_transform(features, self.basis, self.patch)
+        seen = inverse_block_transform(features, self.basis, self.patch)
+        return seen * 2 - 1 if self.unit else seen
 
     @property
     def last_layer(self) -> nn.Parameter:
@@ -176,18 +187,45 @@ def _forward(network: nn.Module, x: Tensor, slabs: int) -> Tensor:
     return network(x) if slabs == 1 else forward_in_slabs(blocks, x, slabs)
 
 
+def interpolate_linearly(network: nn.Module) -> None:
+    """Let a decoder's upsampling interpolate instead of repeating voxels."""
+    from monai.networks.blocks.upsample import UpSample
+
+    for module in network.modules():
+        if isinstance(module, UpSample):
+            kernel = module.postconv.conv
+            module[0].mode = "bilinear" if isinstance(kernel, nn.Conv2d) else "trilinear"
+
+
+def _attending(attention: bool | tuple[bool, ...], levels: int) -> tuple[tuple[bool, ...], bool]:
+    """Which levels have attention, and whether the latent's resolution has."""
+    if isinstance(attention, bool):
+        return (False,) * levels, attention
+    if len(attention) != levels + 1:
+        raise ValueError(
+            f"attention: expected one entry a level and one for the latent's resolution, "
+            f"{levels + 1}, got {len(attention)}"
+        )
+    return attention[:-1], attention[-1]
+
+
 def _check(
-    schema: Schema, channels: tuple[int, ...], latent_channels: int, blocks: int, patch: int
+    schema: Schema,
+    channels: tuple[int, ...],
+    latent_channels: int,
+    blocks: int,
+    patch: int,
+    groups: int,
 ) -> None:
     if len(schema.size) not in (2, 3):
         raise ValueError(f"size: expected images of 2 or 3 axes, got {schema.size}")
-    if not channels or any(width < 1 or width % _GROUPS for width in channels):
-        raise ValueError(f"channels: expected multiples of {_GROUPS}, got {channels}")
-    if min(latent_channels, blocks, patch) < 1:
+    if min(latent_channels, blocks, patch, groups) < 1:
         raise ValueError(
-            "latent_channels, blocks and patch: expected 1 or more, got "
-            f"{latent_channels}, {blocks} and {patch}"
+            "latent_channels, blocks, patch and groups: expected 1 or more, got "
+            f"{latent_channels}, {blocks}, {patch} and {groups}"
         )
+    if not channels or any(width < 1 or width % groups for width in channels):
+        raise ValueError(f"channels: expected multiples of {groups}, got {channels}")
     factor = patch * 2 ** (len(channels) - 1)
     if any(side % factor for side in schema.size):
         fitting = tuple(math.ceil(side / factor) * factor for side in schema.size)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from itertools import pairwise
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -22,7 +23,7 @@ Rows = Callable[[Tensor], Tensor]
 
 
 def forward_in_slabs(
-    blocks: Iterable[nn.Module], x: Float[Tensor, "b c *s"], slabs: int
+    blocks: Iterable[Any], x: Float[Tensor, "b c *s"], slabs: int
 ) -> Float[Tensor, "b c *s"]:
     """What the blocks of a KL autoencoder's encoder or decoder make of x, one after the other.
 
@@ -43,21 +44,22 @@ def forward_in_slabs(
 
     prepare: Rows = _as_it_is
     for block in blocks:
-        if isinstance(block, nn.GroupNorm):
+        kind = type(block)
+        if issubclass(kind, nn.GroupNorm):
             prepare = _normalise(block, x, slabs)
             continue
-        if isinstance(block, AEKLResBlock):
+        if issubclass(kind, AEKLResBlock):
             x = _residual(block, x, slabs)
-        elif isinstance(block, AEKLDownsample):
+        elif issubclass(kind, AEKLDownsample):
             x = _whole(_Strips(block.conv.conv, low=0, high=1), x, slabs)
-        elif isinstance(block, UpSample):
+        elif issubclass(kind, UpSample):
             x = _whole(_Strips(block.postconv.conv, grow=block[0].mode), x, slabs)
-        elif isinstance(block, Convolution):
+        elif issubclass(kind, Convolution):
             x = _whole(_Strips(block.conv), x, slabs, prepare)
-        elif isinstance(block, SpatialAttentionBlock):
+        elif issubclass(kind, SpatialAttentionBlock):
             x = block(x)
         else:
-            raise TypeError(f"a {type(block).__name__} cannot be computed in slabs")
+            raise TypeError(f"a {kind.__name__} cannot be computed in slabs")
         prepare = _as_it_is
     return x
 
@@ -116,7 +118,7 @@ def _whole(strips: _Strips, x: Tensor, slabs: int, prepare: Rows | None = None) 
     return out
 
 
-def _residual(block: nn.Module, x: Tensor, slabs: int) -> Tensor:
+def _residual(block: Any, x: Tensor, slabs: int) -> Tensor:
     """A residual block. The hidden map becomes the output, so that two maps are held, not three."""
     hidden = _whole(_Strips(block.conv1.conv), x, slabs, _normalise(block.norm1, x, slabs, F.silu))
     prepare = _normalise(block.norm2, hidden, slabs, F.silu)
