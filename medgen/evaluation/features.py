@@ -19,6 +19,7 @@ from torch.nn import functional
 
 from medgen.augmentation.tasks import CHUNK, Classification, Consumer, train_consumer
 from medgen.errors import DataError, RecipeError, did_you_mean
+from medgen.nn.nd import area_resize
 from medgen.types import Batch, Schema
 
 Array = NDArray[np.float64]
@@ -32,6 +33,8 @@ NAMES = (
     "spectrum",
 )
 """Extractors by name; `build_extractor` says which forms take weights from a file."""
+SIDES = {1: 256, 2: 32, 3: 16}
+"""Pixels a side of a small study, by the number of axes."""
 LEVELS = 128
 """Equal parts of the intensity range in which a histogram counts."""
 
@@ -76,7 +79,7 @@ class PixelFeatures:
     """
 
     def __init__(self, images: Tensor, width: int = 64) -> None:
-        pixels = _small(images)
+        pixels = small_rows(images)
         self.name = "pixels-pca"
         self.mean, self.axes = principal_axes(pixels, width)
         self.scale = root_mean_square((pixels - self.mean) @ self.axes)
@@ -84,7 +87,7 @@ class PixelFeatures:
 
     def features(self, images: Tensor) -> Array:
         """Images (b c h w) in [-1, 1] to features (b d)."""
-        return (_small(images) - self.mean) @ self.axes / self.scale
+        return (small_rows(images) - self.mean) @ self.axes / self.scale
 
 
 class RandomFeatures:
@@ -247,10 +250,10 @@ def principal_axes(rows: Array, width: int) -> tuple[Array, Array]:
     return mean, axes[: max(1, kept)].T
 
 
-def _small(images: Tensor) -> Array:
-    """Images as rows of numbers, area-averaged to at most 32 pixels a side."""
-    sides = (min(32, images.shape[-2]), min(32, images.shape[-1]))
-    return functional.adaptive_avg_pool2d(images, sides).flatten(1).double().numpy()
+def small_rows(images: Tensor) -> Array:
+    """Studies (b c *s) as rows of numbers (b d), area-averaged to at most `SIDES` pixels a side."""
+    sides = [min(SIDES[images.ndim - 2], side) for side in images.shape[2:]]
+    return area_resize(images, sides).flatten(1).double().numpy()
 
 
 def root_mean_square(features: Array) -> float:
