@@ -349,6 +349,18 @@ def test_a_label_map_moves_with_its_volume():
     assert (edges > 0).any()  # moved along the first axis too
 
 
+def test_a_task_that_a_threshold_solves_is_named(tmp_path):
+    easy, hard = discs(60, noise=0), discs(60, noise=0.8)
+    drawn = discs(20, seed=5, synthetic=True)
+    how = {"task": "segmentation", "ratios": (), "fractions": (1.0,), "repeats": 1, "steps": 4}
+    results = [
+        run(tmp_path / name, real, drawn, **how) for name, real in (("e", easy), ("h", hard))
+    ]
+    assert results[0].threshold == 1.0
+    assert any("one threshold" in note for note in results[0].warnings)
+    assert results[1].threshold < 0.8
+
+
 def test_signals_move_along_time():
     pulse = torch.zeros(8, 2, 100)
     pulse[:, :, 50] = 1
