@@ -71,7 +71,7 @@ def read_signal(path: Path | str, *, unit: str | None = None, rate: float | None
         return _checked(path, _read_wfdb(header), "its header's unit")
     if path.suffix == ".dat":
         return read_signal(path.with_suffix(".hea"))
-    data = _read_bytes(path)
+    data = read_bytes(path)
     if data[128:132] == b"DICM" or path.suffix.lower() in {".dcm", ".dicom"}:
         return _checked(path, _read_dicom(path, data), "its header's unit")
     if path.suffix.lower() == ".npz":
@@ -95,7 +95,12 @@ def _checked(path: Path, signal: Signal, unit: str) -> Signal:
     return signal
 
 
-def _read_bytes(path: Path, limit: int = MAX_BYTES) -> bytes:
+def read_bytes(path: Path, limit: int = MAX_BYTES) -> bytes:
+    """All bytes of a file of at most `limit`.
+
+    Raises:
+        DataError: no file, unreadable, empty or larger.
+    """
     try:
         about = path.stat()
         if not stat.S_ISREG(about.st_mode):
@@ -103,7 +108,7 @@ def _read_bytes(path: Path, limit: int = MAX_BYTES) -> bytes:
         if about.st_size > limit:
             raise DataError(
                 f"{path}: {about.st_size / 2**20:.0f} MiB; at most {limit // 2**20} MiB are read. "
-                "Cut it into shorter records, or drop its row."
+                "Cut it into shorter ones, or drop its row."
             )
         data = path.read_bytes()
     except (OSError, ValueError) as error:
@@ -130,7 +135,7 @@ def _damaged(path: Path, error: Exception | str) -> DataError:
 def _read_wfdb(header: Path) -> Signal:
     import wfdb
 
-    lines = _read_bytes(header, 2**20).decode("utf-8", "replace").splitlines()
+    lines = read_bytes(header, 2**20).decode("utf-8", "replace").splitlines()
     try:
         about: Any = wfdb.rdheader(str(header.with_suffix("").absolute()))
     except Exception as error:  # the parser raises almost anything on hostile text
@@ -182,7 +187,7 @@ def _check_wfdb(header: Path, about: Any, lines: Sequence[str]) -> None:
         needed[name] = max(needed.get(name, 0), start) + about.sig_len * bits / 8
     for name, size in needed.items():
         file = header.parent / name
-        held = len(_read_bytes(file))
+        held = len(read_bytes(file))
         if held + 3 < size:
             raise DataError(
                 f"{header}: promises {size:,.0f} bytes of samples, {file.name} holds {held:,}. "
