@@ -35,19 +35,24 @@ class Augment:
     def apply(
         self, images: Tensor, masks: Tensor | None, rng: torch.Generator
     ) -> tuple[Tensor, Tensor | None]:
-        """Changed images (b c h w), and their masks (b h w) moved alike."""
+        """Changed images (b c h w), and their masks (b h w) moved alike.
+
+        Of clips (b c t h w) all frames, and of volumes all slices, change alike.
+        """
         draw = torch.rand((len(images), 9), generator=rng) * 2 - 1
-        grid = functional.affine_grid(self._moves(draw), list(images.shape), align_corners=False)
+        planes = images.flatten(1, -3)  # b (c t) h w
+        grid = functional.affine_grid(self._moves(draw), list(planes.shape), align_corners=False)
         moved = functional.grid_sample(
-            images, grid, mode="bilinear", padding_mode="border", align_corners=False
+            planes, grid, mode="bilinear", padding_mode="border", align_corners=False
         )
-        moved = self._exposed(moved, draw, rng)
+        moved = self._exposed(moved, draw, rng).view_as(images)
         if masks is None:
             return moved, None
+        flat = masks.view(len(masks), -1, *masks.shape[-2:]).float()
         moved_masks = functional.grid_sample(
-            masks[:, None].float(), grid, mode="nearest", padding_mode="border", align_corners=False
+            flat, grid, mode="nearest", padding_mode="border", align_corners=False
         )
-        return moved, moved_masks[:, 0].long()
+        return moved, moved_masks.view_as(masks).long()
 
     def _moves(self, draw: Tensor) -> Tensor:
         """Affine maps (b 2 3) from draws in [-1, 1]."""

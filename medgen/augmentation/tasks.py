@@ -18,12 +18,8 @@ from medgen.augmentation.augment import STRONG, Augment
 from medgen.augmentation.consumers import OWN, network_for
 from medgen.augmentation.networks import SmallClassifier
 from medgen.augmentation.regression import Regression
-from medgen.augmentation.scores import (
-    accuracy,
-    dice,
-    macro_auroc,
-    mean_dice,
-)
+from medgen.augmentation.scores import accuracy, dice, macro_auroc, mean_dice
+from medgen.augmentation.video_networks import SmallVideoNet
 from medgen.errors import DataError
 from medgen.nn.precision import computes_bfloat16
 from medgen.rng import derive
@@ -34,7 +30,7 @@ Array = NDArray[np.float64]
 CHECKS = 4
 """How often in a training run the validation split is looked at, the best state being kept."""
 CHUNK = 128
-"""Studies a forward pass when nothing is learned."""
+"""Images, or frames of clips, a forward pass when nothing is learned."""
 
 
 class Task(Protocol):
@@ -225,7 +221,7 @@ class Consumer:
         """Outputs for images (b c h w) in [-1, 1], float32."""
         self.network.eval()
         with _arithmetic():
-            parts = [self.network(part).float() for part in images.split(CHUNK)]
+            parts = [self.network(part).float() for part in images.split(chunk_of(images))]
         return torch.cat(parts)
 
     def scores(self, images: Tensor, targets: Tensor) -> Array:
@@ -235,11 +231,16 @@ class Consumer:
     @torch.no_grad()
     def features(self, images: Tensor) -> Array:
         """What the last layer of a classifier sees, (b, d)."""
-        if not isinstance(self.network, SmallClassifier):
+        if not isinstance(self.network, SmallClassifier | SmallVideoNet):
             raise ValueError("only a classifier has features")
         self.network.eval()
-        parts = [self.network.features(part).double() for part in images.split(CHUNK)]
+        parts = [self.network.features(part).double() for part in images.split(chunk_of(images))]
         return torch.cat(parts).numpy()
+
+
+def chunk_of(images: Tensor) -> int:
+    """Studies a forward pass when nothing is learned: `CHUNK` images, or as many frames."""
+    return CHUNK if images.ndim < 5 else max(1, CHUNK // images.shape[2])
 
 
 def train_consumer(

@@ -19,6 +19,7 @@ from torch.nn import functional
 
 from medgen.augmentation.tasks import CHUNK, Classification, Consumer, train_consumer
 from medgen.errors import DataError, RecipeError, did_you_mean
+from medgen.nn.nd import area_resize
 from medgen.types import Batch, Schema
 
 Array = NDArray[np.float64]
@@ -30,6 +31,8 @@ NAMES = (
     "random",
     "histogram",
     "spectrum",
+    "clip-ssl",
+    "clip-supervised",
 )
 """Extractors by name; `build_extractor` says which forms take weights from a file."""
 LEVELS = 128
@@ -166,12 +169,12 @@ def build_extractor(
 ) -> Extractor:
     """The extractor of a name, fitted on real studies where it learns.
 
-    A classifier needs findings; "classifier" on studies without becomes "pixels-pca". Of volumes,
-    extractors of images see slices.
+    A classifier needs images and findings; "classifier" on others becomes "pixels-pca". Of volumes,
+    extractors of images see slices; of clips, frames.
 
     Args:
         name: one of `NAMES`; "NETWORK@FILE", a torchvision network and the file of its weights;
-            "timm:NETWORK@FILE", one of timm; or "codec@CHECKPOINT".
+            "timm:NETWORK@FILE", one of timm; "codec@CHECKPOINT"; or, of clips, "i3d@FILE".
         learn: real training studies.
         validation: real studies that select the classifier's state.
         schema: of the studies.
@@ -183,6 +186,9 @@ def build_extractor(
         MissingExtraError: it needs a package that is not installed.
         CheckpointError: its weights are absent or do not fit.
     """
+    from medgen.evaluation.clip_features import NAMES as OF_CLIPS
+    from medgen.evaluation.clip_features import clip_extractor
+    from medgen.evaluation.frames import FrameFeatures, framed, is_clip, of_frames
     from medgen.evaluation.pretrained import CodecFeatures
     from medgen.evaluation.slices import SliceFeatures, of_slices, sliced
 
@@ -190,11 +196,22 @@ def build_extractor(
     if name == "histogram":
         return HistogramFeatures()
     if name == "spectrum":
-        return SpectrumFeatures()
+        return FrameFeatures(SpectrumFeatures()) if is_clip(schema) else SpectrumFeatures()
+    if kind in OF_CLIPS:
+        return clip_extractor(name, learn, validation, schema, seed=seed, steps=steps)
     if kind == "codec" and place:
         return CodecFeatures(place)
+    if len(schema.size) == 1:
+        if name not in ("classifier", "pixels-pca"):
+            raise RecipeError(
+                f"extractor '{name}' does not take signals; use pixels-pca, spectrum or histogram"
+            )
+        return PixelFeatures(images_of(learn))
     if len(schema.size) < 3:
         return _of_images(name, learn, validation, schema, seed, steps)
+    if is_clip(schema):
+        frames = framed(learn), framed(validation), of_frames(schema)
+        return FrameFeatures(_of_images(name, *frames, seed, steps))
     inner = _of_images(name, sliced(learn), sliced(validation), of_slices(schema), seed, steps)
     return SliceFeatures(inner)
 
@@ -248,9 +265,10 @@ def principal_axes(rows: Array, width: int) -> tuple[Array, Array]:
 
 
 def _small(images: Tensor) -> Array:
-    """Images as rows of numbers, area-averaged to at most 32 pixels a side."""
-    sides = (min(32, images.shape[-2]), min(32, images.shape[-1]))
-    return functional.adaptive_avg_pool2d(images, sides).flatten(1).double().numpy()
+    """Images as rows of numbers, area-averaged to at most 32 pixels a side; signals to 256."""
+    most = 256 if images.ndim == 3 else 32
+    sides = [min(most, side) for side in images.shape[2:]]
+    return area_resize(images, sides).flatten(1).double().numpy()
 
 
 def root_mean_square(features: Array) -> float:
