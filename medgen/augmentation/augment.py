@@ -33,28 +33,40 @@ class Augment:
     flip: bool = False
 
     def apply(
-        self, images: Tensor, masks: Tensor | None, rng: torch.Generator
+        self,
+        images: Tensor,
+        masks: Tensor | None,
+        rng: torch.Generator,
+        *,
+        frames: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
-        """Changed images (b c *s), and their masks (b *s) moved alike."""
+        """Changed images (b c *s), and their masks (b *s) moved alike.
+
+        Args:
+            images: signals, images, volumes or clips.
+            masks: their classes, or None.
+            rng: draws the changes.
+            frames: images are clips (b c t h w): all frames of one move alike, time stays.
+        """
+        grids = images.flatten(1, 2) if frames else images
         if images.ndim == 3:  # grids have two axes at least: a signal is an image of one row
-            rows = None if masks is None else masks[:, None]
-            moved, moved_masks = self.apply(images[:, :, None], rows, rng)
-            return moved[:, :, 0], None if moved_masks is None else moved_masks[:, 0]
-        axes = images.ndim - 2
+            grids = images[:, :, None]
+        axes = grids.ndim - 2
         draw = torch.rand((len(images), 9 + axes - 2), generator=rng) * 2 - 1
         grid = functional.affine_grid(
-            self._moves(draw, axes), list(images.shape), align_corners=False
+            self._moves(draw, axes), list(grids.shape), align_corners=False
         )
         moved = functional.grid_sample(
-            images, grid, mode="bilinear", padding_mode="border", align_corners=False
+            grids, grid, mode="bilinear", padding_mode="border", align_corners=False
         )
-        moved = self._exposed(moved, draw, rng)
+        moved = self._exposed(moved, draw, rng).view_as(images)
         if masks is None:
             return moved, None
+        channels = masks.reshape(len(masks), -1, *grids.shape[2:]).float()
         moved_masks = functional.grid_sample(
-            masks[:, None].float(), grid, mode="nearest", padding_mode="border", align_corners=False
+            channels, grid, mode="nearest", padding_mode="border", align_corners=False
         )
-        return moved, moved_masks[:, 0].long()
+        return moved, moved_masks.view_as(masks).long()
 
     def _moves(self, draw: Tensor, axes: int) -> Tensor:
         """Affine maps (b axes axes+1), the last axis first, from draws in [-1, 1]."""

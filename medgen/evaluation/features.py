@@ -31,6 +31,8 @@ NAMES = (
     "random",
     "histogram",
     "spectrum",
+    "clip-ssl",
+    "clip-supervised",
 )
 """Extractors by name; `build_extractor` says which forms take weights from a file."""
 SIDES = {1: 256, 2: 32, 3: 16}
@@ -169,12 +171,12 @@ def build_extractor(
 ) -> Extractor:
     """The extractor of a name, fitted on real studies where it learns.
 
-    A classifier needs findings; "classifier" on studies without becomes "pixels-pca". Of volumes,
-    extractors of images see slices.
+    A classifier needs images and findings; "classifier" on others becomes "pixels-pca". Of volumes,
+    extractors of images see slices; of clips, frames.
 
     Args:
         name: one of `NAMES`; "NETWORK@FILE", a torchvision network and the file of its weights;
-            "timm:NETWORK@FILE", one of timm; or "codec@CHECKPOINT".
+            "timm:NETWORK@FILE", one of timm; "codec@CHECKPOINT"; or, of clips, "i3d@FILE".
         learn: real training studies.
         validation: real studies that select the classifier's state.
         schema: of the studies.
@@ -186,6 +188,9 @@ def build_extractor(
         MissingExtraError: it needs a package that is not installed.
         CheckpointError: its weights are absent or do not fit.
     """
+    from medgen.evaluation.clip_features import NAMES as OF_CLIPS
+    from medgen.evaluation.clip_features import clip_extractor
+    from medgen.evaluation.frames import FrameFeatures, framed, is_clip, of_frames
     from medgen.evaluation.pretrained import CodecFeatures
     from medgen.evaluation.slices import SliceFeatures, of_slices, sliced
 
@@ -193,11 +198,22 @@ def build_extractor(
     if name == "histogram":
         return HistogramFeatures()
     if name == "spectrum":
-        return SpectrumFeatures()
+        return FrameFeatures(SpectrumFeatures()) if is_clip(schema) else SpectrumFeatures()
+    if kind in OF_CLIPS:
+        return clip_extractor(name, learn, validation, schema, seed=seed, steps=steps)
     if kind == "codec" and place:
         return CodecFeatures(place)
+    if len(schema.size) == 1:
+        if name not in ("classifier", "pixels-pca"):
+            raise RecipeError(
+                f"extractor '{name}' does not take signals; use pixels-pca, spectrum or histogram"
+            )
+        return PixelFeatures(images_of(learn))
     if len(schema.size) < 3:
         return _of_images(name, learn, validation, schema, seed, steps)
+    if is_clip(schema):
+        frames = framed(learn), framed(validation), of_frames(schema)
+        return FrameFeatures(_of_images(name, *frames, seed, steps))
     inner = _of_images(name, sliced(learn), sliced(validation), of_slices(schema), seed, steps)
     return SliceFeatures(inner)
 
