@@ -324,7 +324,9 @@ class Run:
             model.guidance = NoGuidance()
         model.conditioner.fit(data[0].conditions)
         settings = train_settings(recipe.sections["train"])
-        start = start_from(model, settings.init_from, self.say) if settings.init_from else ""
+        start = ""
+        if settings.init_from:
+            start = start_from(model, settings.init_from, self.say, freeze=settings.freeze)
         statistics = describe(self.split("train"), data[0].conditions)
         result = train_generator(
             model,

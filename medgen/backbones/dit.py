@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from medgen.backbones.grids import GridDoor, TransformerControl, check_door, token_grid
 from medgen.nn.blocks import (
     AdaLNZeroBlock,
     check_doors,
@@ -32,8 +33,8 @@ class DiT(Backbone):
     """A transformer whose blocks are modulated by time and conditions (adaLN-Zero).
 
     Its output is zero when it is new. A vector is added to the time embedding, tokens are attended
-    to (with one learned token that always stands, so that all others may be padding), a grid is
-    concatenated to the latent's channels.
+    to (with one learned token that always stands, so that all others may be padding), a grid
+    enters as `grid` says.
 
     Args:
         latent: what it produces.
@@ -45,10 +46,13 @@ class DiT(Backbone):
         dropout: share of channels dropped in training.
         variant: "paper" has GELU and fixed positions; "modern" adds SwiGLU, rotary positions and
             query-key norm, which train faster and more stably.
+        grid: how a grid enters: "concatenate" to the latent's channels; "spade" modulates every
+            token by its own patch of the grid; "controlnet" leaves the network as it is and adds
+            the corrections of a copy of its first half, for a base from `train.init_from`.
 
     Raises:
-        ValueError: the latent is made of tokens or not divisible into patches, or the width not
-            into heads of an even width.
+        ValueError: the latent is made of tokens or not divisible into patches, the width not into
+            heads of an even width, or there is no grid for `grid`.
 
     Source: Peebles & Xie 2022, arXiv 2212.09748; the modern parts as in Yao et al. 2025,
     arXiv 2501.01423.
@@ -67,15 +71,19 @@ class DiT(Backbone):
         heads: int = 4,
         dropout: float = 0.0,
         variant: Literal["paper", "modern"] = "modern",
+        grid: GridDoor = "concatenate",
     ) -> None:
         super().__init__()
         _check(latent, patch, width, heads)
+        check_door(grid, cond.grid)
         modern = variant == "modern"
         self.cond = cond
         self.patch = (patch,) * len(latent.size)
         self.size = tuple(side // patch for side in latent.size)
         voxels = math.prod(self.patch)
-        self.embed = nn.Linear((latent.channels + cond.grid) * voxels, width)
+        self.door = grid
+        beside = cond.grid if grid == "concatenate" else 0
+        self.embed = nn.Linear((latent.channels + beside) * voxels, width)
         self.time = mlp(TIME_WIDTH, width)
         self.vector = mlp(cond.vector, width) if cond.vector else None
         self.always = nn.Parameter(torch.randn(1, 1, cond.tokens) * 0.02) if cond.tokens else None
@@ -87,6 +95,10 @@ class DiT(Backbone):
         self.norm = nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)
         self.modulation = zero_linear(width, 2 * width)
         self.out = zero_linear(width, latent.channels * voxels)
+        seen = cond.grid * voxels
+        self.spade = token_grid(seen, width) if grid == "spade" else None
+        control = grid == "controlnet"
+        self.control = TransformerControl(self.blocks, seen, width) if control else None
         angles = rotary_angles(self.size, width // heads)
         self.register_buffer("places", sincos_positions(self.size, width), persistent=False)
         self.register_buffer("cos", angles.cos() if modern else None, persistent=False)
@@ -98,22 +110,34 @@ class DiT(Backbone):
         Raises:
             ValueError: the conditions do not fit the doors that were built.
         """
-        check_doors(self.cond, cond)
-        if cond.grid is not None:
+        check_doors(self.cond, cond, z.shape[2:])
+        if cond.grid is not None and self.door == "concatenate":
             z = torch.cat([z, cond.grid.to(z.dtype)], dim=1)
-        patches = space_to_depth(z, self.patch).flatten(2).transpose(1, 2)  # b n (c p)
-        x = self.embed(patches) + self.places
+        x = self.embed(self._patches(z)) + self.places
         vector = self.time(timestep_embedding(t, TIME_WIDTH).to(z.dtype))
         if self.vector is not None and cond.vector is not None:
             vector = vector + self.vector(cond.vector.to(z.dtype))
-        vector = functional.silu(vector)
+        vector = vector[:, None]  # b 1 d
+        if self.spade is not None and cond.grid is not None:
+            vector = vector + self.spade(self._patches(cond.grid.to(z.dtype)))  # b n d
         context, mask = self._context(cond)
         rotary = None if self.cos is None else (self.cos, self.sin)
-        for block in self.blocks:
-            x = block(x, vector, context=context, mask=mask, rotary=rotary)
-        shift, scale = self.modulation(vector)[:, None].chunk(2, dim=-1)
+        vector = functional.silu(vector)
+        how = {"vector": vector, "context": context, "mask": mask, "rotary": rotary}
+        corrections: list[Tensor] = []
+        if self.control is not None and cond.grid is not None:
+            corrections = self.control(x, self._patches(cond.grid.to(z.dtype)), **how)
+        for place, block in enumerate(self.blocks):
+            x = block(x, **how)
+            if place < len(corrections):
+                x = x + corrections[place]
+        shift, scale = self.modulation(vector).chunk(2, dim=-1)
         x = self.out(modulate(self.norm(x), shift, scale))  # b n (c p)
         return depth_to_space(x.transpose(1, 2).unflatten(2, self.size), self.patch)
+
+    def _patches(self, x: Tensor) -> Tensor:
+        """Voxels (b c *s) as one row a token (b n (c p))."""
+        return space_to_depth(x, self.patch).flatten(2).transpose(1, 2)
 
     def _context(self, cond: Conditioning) -> tuple[Tensor | None, Tensor | None]:
         """The condition tokens and mask, behind the learned token that always stands."""

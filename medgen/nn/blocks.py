@@ -72,11 +72,16 @@ def rotate(
     return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
 
 
-def check_doors(spec: CondSpec, cond: Conditioning) -> None:
+def check_doors(spec: CondSpec, cond: Conditioning, size: Sequence[int] | None = None) -> None:
     """Refuse conditions that do not fit the doors a backbone was built with.
 
+    Args:
+        spec: what it was built for.
+        cond: what it is given.
+        size: of the latent, which a grid must have too; None is not checked.
+
     Raises:
-        ValueError: a door is missing, was not built, or has another width.
+        ValueError: a door is missing, was not built, or has another width or size.
     """
     given = {
         "vector": 0 if cond.vector is None else cond.vector.shape[-1],
@@ -90,6 +95,11 @@ def check_doors(spec: CondSpec, cond: Conditioning) -> None:
                 f"the backbone was built for a {door} condition of width {expected}, got {width}; "
                 "build it with the spec of the conditioner that encodes"
             )
+    if cond.grid is not None and size is not None and cond.grid.shape[2:] != torch.Size(size):
+        raise ValueError(
+            f"expected a grid condition of the latent's size {tuple(size)}, got "
+            f"{tuple(cond.grid.shape[2:])}"
+        )
 
 
 def modulate(
@@ -246,14 +256,14 @@ class AdaLNZeroBlock(nn.Module):
     def forward(
         self,
         x: Float[Tensor, "b n d"],
-        vector: Float[Tensor, "b d"],
+        vector: Float[Tensor, "b d"] | Float[Tensor, "b n d"],
         *,
         context: Tensor | None = None,
         mask: Tensor | None = None,
         rotary: tuple[Tensor, Tensor] | None = None,
     ) -> Float[Tensor, "b n d"]:
-        """One block; `vector` is already activated."""
-        parts = self.modulation(vector)[:, None].chunk(6, dim=-1)
+        """One block; `vector` is already activated: one a sample (b d), or one a token (b n d)."""
+        parts = self.modulation(vector if vector.ndim == 3 else vector[:, None]).chunk(6, dim=-1)
         shift, scale, gate, shift_two, scale_two, gate_two = parts
         x = x + gate * self.attention(modulate(self.norm(x), shift, scale), rotary=rotary)
         if self.cross is not None:
