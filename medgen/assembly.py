@@ -142,7 +142,7 @@ def from_pretrained(
     model.source = metadata["digest"]
     model.recipe = sections
     model.statistics = json.loads(metadata.get("statistics", "{}"))
-    if "weak" in model.guidance.needs:
+    if model.guided_by_weak:
         model.weak = _weak_model(folder / WEAK, model).to(device).eval()
     return model.to(device).eval()
 

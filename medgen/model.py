@@ -83,6 +83,11 @@ class GenerativeModel(nn.Module):
             text=self.schema.text and "text" in reads,
         )
 
+    @property
+    def guided_by_weak(self) -> bool:
+        """Whether its guidance asks a weak model too."""
+        return not self.guidance.needs.isdisjoint({"weak", "weak_null"})
+
     def loss(self, z: Tensor, conditions: Batch, rng: Rng) -> Tensor:
         """Loss of every sample, (b,), from latents and their conditions.
 
@@ -133,10 +138,11 @@ class GenerativeModel(nn.Module):
         fields = {"conditional": self._field(conditions)}
         if "null" in self.guidance.needs:
             fields["null"] = self._field(conditions, null=True)
-        if "weak" in self.guidance.needs:
+        if self.guided_by_weak:
             if self.weak is None:
                 raise ValueError("guidance needs a weak model; set `model.weak`")
-            fields["weak"] = self.weak._field(conditions)
+            null = "weak_null" in self.guidance.needs
+            fields["weak_null" if null else "weak"] = self.weak._field(conditions, null=null)
         start = self.objective.prior(self.codec.latent, rng).to(device)
         z = self.sampler.sample(self.guidance.combine(fields), start, rng)
         return self.codec.decode(z).clamp(-1, 1)

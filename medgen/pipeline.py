@@ -320,7 +320,7 @@ class Run:
             return
         with _seeded(recipe, "generator"):
             model = build_model(recipe.sections, self.studies.schema, codec)
-        if "weak" in model.guidance.needs:  # there may be none yet: previews go unguided
+        if model.guided_by_weak:  # there may be none yet: previews go unguided
             model.guidance = NoGuidance()
         model.conditioner.fit(data[0].conditions)
         settings = train_settings(recipe.sections["train"])
