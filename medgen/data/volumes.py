@@ -69,6 +69,23 @@ def read_geometry(path: Path | str) -> NDArray[np.float64]:
     return affine @ inv_ornt_aff(io_orientation(affine), shape)
 
 
+def read_stored(path: Path | str) -> tuple[NDArray[Any], tuple[float, ...]]:
+    """The numbers of a NIfTI file of two or three axes as it stores them, and mm along each.
+
+    For images and sequences that are kept in NIfTI files without lying in a patient: no axis is
+    turned or reordered.
+
+    Raises:
+        DataError: as for `read_volume`, but for the affine.
+    """
+    path = Path(path)
+    size = _size(path)
+    header = _header(path)
+    shape = _shape(path, header, size, least=2)
+    zooms = tuple(float(value) for value in header.get_zooms()[: len(shape)])
+    return _scaled(path, header, _voxels(path, header, shape)), zooms
+
+
 def write_volume(path: Path | str, volume: Volume) -> None:
     """Write a NIfTI file at once or not at all; the same volume always gives the same bytes.
 
@@ -105,7 +122,8 @@ def _examined(path: Path) -> tuple[Any, tuple[int, int, int], NDArray[np.float64
     """The header of a file that can hold what it promises, its shape and its affine as stored."""
     size = _size(path)
     header = _header(path)
-    return header, _shape(path, header, size), _affine(path, header)
+    x, y, z = _shape(path, header, size)
+    return header, (x, y, z), _affine(path, header)
 
 
 def _size(path: Path) -> int:
@@ -149,12 +167,12 @@ def _header(path: Path) -> Any:
     )
 
 
-def _shape(path: Path, header: Any, size: int) -> tuple[int, int, int]:
-    """Three extents, whose voxels can stand in a file of so many bytes."""
+def _shape(path: Path, header: Any, size: int, *, least: int = 3) -> tuple[int, ...]:
+    """Three extents (or `least`), whose voxels can stand in a file of so many bytes."""
     shape = [int(extent) for extent in header.get_data_shape()]
-    while len(shape) > 3 and shape[-1] == 1:
+    while len(shape) > least and shape[-1] == 1:
         shape.pop()
-    if len(shape) != 3 or min(shape) < 1:
+    if not least <= len(shape) <= 3 or min(shape) < 1:
         raise DataError(
             f"{path}: expected a volume of three axes, got the shape {tuple(shape)}. "
             "Split a series of volumes into files of one volume."
@@ -173,7 +191,7 @@ def _shape(path: Path, header: Any, size: int) -> tuple[int, int, int]:
             f"{path}: its header promises {promised:,} bytes of voxels, the file of {size:,} bytes "
             "cannot hold them. Copy it again, or drop its row."
         )
-    return shape[0], shape[1], shape[2]
+    return tuple(shape)
 
 
 def _dtype(path: Path, header: Any) -> np.dtype[Any]:
@@ -212,7 +230,7 @@ def _affine(path: Path, header: Any) -> NDArray[np.float64]:
     return affine
 
 
-def _voxels(path: Path, header: Any, shape: tuple[int, int, int]) -> NDArray[Any]:
+def _voxels(path: Path, header: Any, shape: tuple[int, ...]) -> NDArray[Any]:
     """The stored numbers; no more of the file is read, or decompressed, than they take."""
     dtype = _dtype(path, header)
     start = int(header["vox_offset"])
