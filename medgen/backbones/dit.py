@@ -20,6 +20,7 @@ from medgen.nn.blocks import (
     zero_linear,
 )
 from medgen.nn.nd import depth_to_space, space_to_depth
+from medgen.nn.space_time import FactorisedAttention, interleaved
 from medgen.protocols import Backbone
 from medgen.registry import register
 from medgen.types import Conditioning, CondSpec, LatentSpec
@@ -45,10 +46,13 @@ class DiT(Backbone):
         dropout: share of channels dropped in training.
         variant: "paper" has GELU and fixed positions; "modern" adds SwiGLU, rotary positions and
             query-key norm, which train faster and more stably.
+        factorised: for clips: blocks attend within frames and along time in turn, so cost grows
+            with frames times pixels, not with its square; a patch is one frame deep. New blocks are
+            the identity, those along time as well.
 
     Raises:
-        ValueError: the latent is made of tokens or not divisible into patches, or the width not
-            into heads of an even width.
+        ValueError: the latent is made of tokens or not divisible into patches, the width not into
+            heads of an even width, or `factorised` without three axes or with one block.
 
     Source: Peebles & Xie 2022, arXiv 2212.09748; the modern parts as in Yao et al. 2025,
     arXiv 2501.01423.
@@ -67,13 +71,15 @@ class DiT(Backbone):
         heads: int = 4,
         dropout: float = 0.0,
         variant: Literal["paper", "modern"] = "modern",
+        factorised: bool = False,
     ) -> None:
         super().__init__()
-        _check(latent, patch, width, heads)
+        axes = len(latent.size)
+        self.patch = (1, patch, patch) if factorised else (patch,) * axes
+        _check(latent, self.patch, width, heads)
         modern = variant == "modern"
         self.cond = cond
-        self.patch = (patch,) * len(latent.size)
-        self.size = tuple(side // patch for side in latent.size)
+        self.size = tuple(side // each for side, each in zip(latent.size, self.patch, strict=True))
         voxels = math.prod(self.patch)
         self.embed = nn.Linear((latent.channels + cond.grid) * voxels, width)
         self.time = mlp(TIME_WIDTH, width)
@@ -83,14 +89,16 @@ class DiT(Backbone):
             AdaLNZeroBlock(width, heads, context=cond.tokens, modern=modern, dropout=dropout)
             for _ in range(depth)
         )
+        if factorised:
+            _factorise(self.blocks, self.size, width // heads if modern else None)
         self.apply(_initialise)
         self.norm = nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)
         self.modulation = zero_linear(width, 2 * width)
         self.out = zero_linear(width, latent.channels * voxels)
-        angles = rotary_angles(self.size, width // heads)
+        angles = rotary_angles(self.size, width // heads) if modern and not factorised else None
         self.register_buffer("places", sincos_positions(self.size, width), persistent=False)
-        self.register_buffer("cos", angles.cos() if modern else None, persistent=False)
-        self.register_buffer("sin", angles.sin() if modern else None, persistent=False)
+        self.register_buffer("cos", None if angles is None else angles.cos(), persistent=False)
+        self.register_buffer("sin", None if angles is None else angles.sin(), persistent=False)
 
     def forward(self, z: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
         """Latents (b c *s) at times (b,) in [0, 1] to (b c *s).
@@ -124,12 +132,23 @@ class DiT(Backbone):
         return torch.cat([always, cond.tokens], dim=1), mask
 
 
-def _check(latent: LatentSpec, patch: int, width: int, heads: int) -> None:
+def _factorise(blocks: nn.ModuleList, size: tuple[int, ...], head: int | None) -> None:
+    """Let blocks attend within frames and along time in turn."""
+    for block, along in zip(blocks, interleaved(len(blocks)), strict=True):
+        assert isinstance(block, AdaLNZeroBlock)
+        block.attention = FactorisedAttention(block.attention, size, along, head)
+
+
+def _check(latent: LatentSpec, patch: tuple[int, ...], width: int, heads: int) -> None:
     if latent.domain != "continuous":
         raise ValueError("a dit takes continuous latents, the codec makes tokens")
-    if any(side % patch for side in latent.size):
+    if len(patch) != len(latent.size):
         raise ValueError(
-            f"latents of size {latent.size} cannot be cut into patches of {patch}; "
+            f"a factorised dit needs latents of clips (time, height, width), got {latent.size}"
+        )
+    if any(side % each for side, each in zip(latent.size, patch, strict=True)):
+        raise ValueError(
+            f"latents of size {latent.size} cannot be cut into patches of {patch[-1]}; "
             "choose a patch that divides every side"
         )
     if width % heads or (width // heads) % 2:

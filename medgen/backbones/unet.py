@@ -25,7 +25,8 @@ class UNet(Backbone):
 
     Its output is zero when it is new. A vector is added to the time embedding, a grid is
     concatenated to the latent's channels. Tokens are refused: the network's cross-attention knows
-    no padding.
+    no padding. Of clips, time is an axis like the others: it is convolved and halved with them, so
+    its frames must divide as sides must; a factorised dit goes further with many frames.
 
     Args:
         latent: what it produces.
