@@ -137,7 +137,7 @@ class TestWindows:
             starts = window_starts(self.FRAMES, self.WINDOW, overlap)
             how = "first" if blend == "independent" else blend
             field = windowed([exact] * len(starts), starts, self.WINDOW, blend=how, rng=rng)
-        return solve(field, z, grid(32)[:-1] + [0.999], euler_step)
+        return solve(field, z, [*grid(32)[:-1], 0.999], euler_step)
 
     def test_random_seams_jump_least(self):
         """Of 400 exact draws: a ratio's standard error is about 5 %, the gaps are several times."""
