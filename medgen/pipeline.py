@@ -383,4 +383,4 @@ def conditions_of(dataset: Dataset) -> Batch:
     """The conditions of all studies in one batch, read in parts so that images need not all fit."""
     starts = range(0, len(dataset), 256)
     parts = (load(dataset, range(k, min(k + 256, len(dataset)))) for k in starts)
-    return Batch.concat([part.conditions() for part in parts])
+    return Batch.concat([part.conditions(dataset.schema) for part in parts])

@@ -205,7 +205,8 @@ class Batch:
             exclusive, one-hot, or all -1 if unknown.
         scalar: in the units of the schema's names; NaN is unknown.
         text: one report a study.
-        ecg: in mV, (b, leads, samples).
+        ecg: in mV, (b, leads, samples); NaN is unknown.
+        frame: first frame of a clip that is asked for, in [-1, 1]; one with a NaN is unknown.
         spacing: mm (or s along time) between voxels, one value a spatial axis.
         affine: voxel index -> RAS+ mm.
         provenance: one a study.
@@ -217,6 +218,7 @@ class Batch:
     scalar: Float[Tensor, "b m"] | None = None
     text: tuple[str, ...] | None = None
     ecg: Float[Tensor, "b leads samples"] | None = None
+    frame: Float[Tensor, "b c h w"] | None = None
     spacing: Float[Tensor, "b axes"] | None = None
     affine: Float[Tensor, "b 4 4"] | None = None
     provenance: tuple[Provenance, ...] | None = None
@@ -248,8 +250,15 @@ class Batch:
         }
         return replace(self, **moved)
 
-    def conditions(self) -> Batch:
-        """Everything but the image: what a generator can be asked for."""
+    def conditions(self, schema: Schema | None = None) -> Batch:
+        """Everything but the image: what a generator can be asked for.
+
+        Args:
+            schema: of the studies; of clips the first frame is kept as `frame`.
+        """
+        clips = schema is not None and schema.time and len(schema.size) == 3
+        if clips and self.frame is None and self.image is not None:
+            return replace(self, image=None, frame=self.image[:, :, 0].clone())
         return replace(self, image=None)
 
     @staticmethod

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from toy_clips import FPS, LEADS, RATE, beating, contraction, twelve_leads
+from toy_hearts import FPS, LEADS, RATE, beating, contraction, twelve_leads
 from toy_studies import Studies, discs
 
 from medgen.errors import DataError

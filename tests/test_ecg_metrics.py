@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from toy_clips import LEADS, RATE, twelve_leads
+from toy_hearts import LEADS, RATE, twelve_leads
 from toy_studies import Studies, discs, split_of
 
 from medgen.data.signals import Signal
@@ -81,8 +81,10 @@ def test_intervals_follow_what_is_drawn():
         for qrs in (0.08, 0.16)
     )
     assert narrow[0] == pytest.approx(75, abs=1)
-    assert 40 < narrow[1] < wide[1] < 250
-    assert 250 < narrow[2] < 500
+    # Gaussian waves have no end; the delineator's is where little is left.
+    assert narrow[1] == pytest.approx(80, abs=16)
+    assert wide[1] == pytest.approx(160, abs=32)
+    assert 330 < narrow[2] < 420
 
 
 def test_nothing_is_found_in_silence():

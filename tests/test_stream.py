@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from toy_clips import beating
+from toy_hearts import beating
 from toy_studies import Studies, discs
 
 from medgen.errors import DataError

@@ -244,7 +244,7 @@ class AdaLNZeroBlock(nn.Module):
     ) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)
-        self.attention = Attention(width, heads, qk_norm=modern, dropout=dropout)
+        self.attention: nn.Module = Attention(width, heads, qk_norm=modern, dropout=dropout)
         self.cross = None
         if context:
             self.cross = Attention(width, heads, context=context, dropout=dropout)

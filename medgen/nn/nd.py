@@ -63,6 +63,19 @@ def depth_to_space(x: Float[Tensor, "b cf *s2"], factor: Sequence[int]) -> Float
     return x.reshape(batch, -1, *[s * f for s, f in zip(coarse, factor, strict=True)])
 
 
+def latent_times(frames: int, latent_frames: int) -> list[float]:
+    """The middle of what each latent frame covers, in frames of the clip from its beginning.
+
+    Equal parts, or, where only that divides, the first frame alone and equal parts of the rest, as
+    causal video codecs have.
+    """
+    rest = latent_frames - 1
+    if frames % latent_frames and rest and (frames - 1) % rest == 0:
+        each = (frames - 1) / rest
+        return [0.5, *(1 + (k + 0.5) * each for k in range(rest))]
+    return [(k + 0.5) * frames / latent_frames for k in range(latent_frames)]
+
+
 def positions(size: Sequence[int]) -> Float[Tensor, "n axes"]:
     """Integer coordinates of every voxel of a grid, the last axis fastest."""
     axes = [torch.arange(length, dtype=torch.float32) for length in size]

@@ -20,7 +20,10 @@ from medgen.types import Batch, Schema
 
 
 def condition_of(conditions: Batch, index: int, schema: Schema) -> dict[str, Any]:
-    """What sample `index` was asked for, in names and values; unknown findings are left out."""
+    """What sample `index` was asked for, in names and values; unknown findings are left out.
+
+    Of an ECG or a first frame it tells whose it is and the SHA-256 of its values, never these.
+    """
     asked: dict[str, Any] = {}
     if conditions.label is not None:
         row = conditions.label[index].tolist()
@@ -34,7 +37,17 @@ def condition_of(conditions: Batch, index: int, schema: Schema) -> dict[str, Any
         values = [float(value) for value in conditions.scalar[index]]
         pairs = zip(schema.scalars, values, strict=True)
         asked["scalars"] = {name: value for name, value in pairs if value == value}
+    for name in ("ecg", "frame"):
+        values = getattr(conditions, name)
+        if values is not None:
+            asked[name] = {"sha256": _digest(values[index])}
+            if conditions.provenance is not None:
+                asked[name]["of"] = conditions.provenance[index].id
     return asked
+
+
+def _digest(values: Tensor) -> str:
+    return hashlib.sha256(values.contiguous().cpu().numpy().tobytes()).hexdigest()
 
 
 def write_sample(

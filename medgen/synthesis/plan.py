@@ -124,15 +124,17 @@ def make_plan(
 def plan_like(model: GenerativeModel, dataset: Dataset, *, count: int, seed: int = 0) -> Plan:
     """A plan that asks a model for the conditions of real studies, each about equally often.
 
-    Label, scalars and mask of one study stay together, so what is asked for is possible.
+    Label, scalars, mask, ECG and first frame of one study stay together, so what is asked for is
+    possible; the plan knows which study they are of.
     """
     rng = np.random.default_rng(derive(seed, "plan"))
     chosen = _even(len(dataset), count, rng).tolist()
     kept = sorted(set(chosen))
-    source = load(dataset, kept).conditions()
+    source = load(dataset, kept).conditions(dataset.schema)
     rows = source.select([kept.index(index) for index in chosen])
     asked = {name: getattr(rows, name) for name in model.conditioner.reads}
-    return Plan(Batch(**asked), tuple(derive(seed, index) for index in range(count)))
+    conditions = Batch(**asked, provenance=rows.provenance)
+    return Plan(conditions, tuple(derive(seed, index) for index in range(count)))
 
 
 def plan_from_table(schema: Schema, table: Path, *, seed: int = 0) -> Plan:

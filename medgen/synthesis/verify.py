@@ -142,8 +142,17 @@ def _drawn_differently(
 
 
 def _plan(folder: Path, records: list[dict[str, Any]], schema: Schema) -> Plan:
-    """The plan that a manifest tells of."""
+    """The plan that a manifest tells of.
+
+    Raises:
+        DataError: it asked for ECGs or first frames, which a dataset does not hold.
+    """
     asked = [record["condition"] for record in records]
+    if any(name in a for a in asked for name in ("ecg", "frame")):
+        raise DataError(
+            f"{folder}: its samples were asked for with ECGs or first frames of other clips, which "
+            "it does not hold, so none can be drawn again; verify its files alone, without a model"
+        )
     label = scalar = mask = None
     if schema.exclusive and any("finding" in a for a in asked):
         rows = [

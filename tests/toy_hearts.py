@@ -30,7 +30,13 @@ def contraction(times: np.ndarray, beats: np.ndarray) -> np.ndarray:
 def twelve_leads(times: np.ndarray, beats: np.ndarray, qrs: float = 0.09) -> np.ndarray:
     """An ECG (12, samples) in mV with P, QRS and T of every beat; the limb leads obey Einthoven."""
     rr = np.diff(beats).mean()
-    waves = ((-0.16, 0.02, 0.15), (0.0, qrs / 6, 1.0), (0.27 * np.sqrt(rr), 0.04, 0.3))
+    waves = (
+        (-0.16, 0.02, 0.15),
+        (-qrs / 4, qrs / 14, -0.12),
+        (0.0, qrs / 8, 1.0),
+        (qrs / 4, qrs / 14, -0.2),
+        (0.27 * np.sqrt(rr), 0.04, 0.3),
+    )
     wave = sum(
         height * np.exp(-((times[:, None] - beats[None] - at) ** 2) / (2 * wide**2)).sum(axis=1)
         for at, wide, height in waves
