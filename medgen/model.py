@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from medgen.codecs.autoencoder import Autoencoder
+from medgen.codecs.memory import Plan
 from medgen.conditioners.joint import JointConditioner
 from medgen.protocols import Backbone, Codec, Guidance, Objective, Sampler
 from medgen.rng import Rng
@@ -89,6 +91,12 @@ class GenerativeModel(nn.Module):
     def guided_by_weak(self) -> bool:
         """Whether its guidance asks a weak model too."""
         return not self.guidance.needs.isdisjoint({"weak", "weak_null"})
+
+    def decoding(self) -> Plan | None:
+        """How a micro-batch is decoded within the codec's memory; None where that takes little."""
+        if not isinstance(self.codec, Autoencoder):
+            return None
+        return self.codec.plan("decode", (self.micro_batch, *self.codec.latent.shape))
 
     def loss(self, z: Tensor, conditions: Batch, rng: Rng) -> Tensor:
         """Loss of every sample, (b,), from latents and their conditions.

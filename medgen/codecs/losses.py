@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from medgen.codecs.lpips import Lpips, find_trunk
+from medgen.codecs.lpips import SMALLEST, Lpips, find_trunk
 from medgen.types import Schema
 
 logger = logging.getLogger(__name__)
@@ -32,8 +32,9 @@ class CodecLosses:
 
     Args:
         reconstruction: mean error of the pixels, "l1" or "mse".
-        perceptual: "lpips" needs the weights of its trunk on disk; "features" compares structure at
-            several scales and needs none; "auto" is LPIPS where its trunk is found, else features.
+        perceptual: "lpips" needs the weights of its trunk on disk and looks at the slices of
+            volumes in three planes; "features" compares structure at several scales and needs none;
+            "auto" is LPIPS where its trunk is found, else features.
         perceptual_weight: times the perceptual loss.
         adversarial_weight: times the adversary's part, once it has started.
         adaptive: scale the adversary so that its gradient on the decoder's last layer is as long as
@@ -234,10 +235,11 @@ def _perception(
     asked = "none" if settings.perceptual_weight == 0 else settings.perceptual
     if asked in ("features", "none"):
         return asked, None
-    if len(schema.size) != 2:
+    if schema.time or len(schema.size) not in (2, 3) or min(schema.size) < SMALLEST:
         if asked == "lpips":
             raise ValueError(
-                f"perceptual: LPIPS looks at 2-D images, these are {schema.size}; use 'features'"
+                f"perceptual: LPIPS looks at images and volumes of at least {SMALLEST} pixels a "
+                f"side, these are {'clips of ' if schema.time else ''}{schema.size}; use 'features'"
             )
         return "features", None
     found = find_trunk(trunk, required=asked == "lpips")

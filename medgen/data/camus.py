@@ -97,8 +97,8 @@ class Camus:
             )  # fmt: skip
         if not kept:
             raise DataError(
-                f"{self._folder}: every half cycle is shorter than {size[0]} frames at {rate:g} Hz. "
-                "Ask for fewer frames, or a higher rate."
+                f"{self._folder}: every half cycle is shorter than {size[0]} frames at {rate:g} "
+                "Hz. Ask for fewer frames, or a higher rate."
             )
         self._sequences = [sequences[place] for place in kept]
         self._infos = [infos[place] for place in kept]
@@ -238,7 +238,7 @@ def _masks(
     for mask in found.values():
         if mask.shape != shape[1:] or mask.max() >= len(CLASSES) or len(found) > shape[0]:
             raise DataError(
-                f"{stem}: its masks are {mask.shape} with classes up to {int(mask.max())}; expected "
-                f"{shape[1:]} and {', '.join(f'{k} {name}' for k, name in enumerate(CLASSES))}."
+                f"{stem}: its masks are {mask.shape} with classes up to {int(mask.max())}; "
+                f"expected {shape[1:]} and {', '.join(f'{k} {name}' for k, name in enumerate(CLASSES))}."
             )
     return {frame: mask.astype(np.int64) for frame, mask in found.items()}

@@ -73,6 +73,8 @@ def verify(
         for part, got in (("checkpoint", model.source), ("weak model", weak)):
             if got != drew[part]:
                 raise DataError(f"{folder}: was drawn by {part} {drew[part]}, got {got}")
+        if "memory" in about:  # cut into other slabs, a sample is rounded otherwise
+            model.codec.memory = about["memory"]
         chosen = np.random.default_rng(derive(seed, "verify")).permutation(len(records))[:count]
         redrawn = len(chosen)
         problems += _drawn_differently(folder, model, records, about, sorted(chosen.tolist()))
