@@ -40,7 +40,7 @@ from medgen.disk import write_bytes
 from medgen.errors import DataError, OutputError, RecipeError
 from medgen.evidence import SYNTHETIC, check_proof, evaluate_run, prove_run, report_run
 from medgen.model import GenerativeModel
-from medgen.protocols import Codec, Dataset
+from medgen.protocols import Codec, Dataset, LearnedCodec
 from medgen.recipe import Recipe, digest
 from medgen.rng import derive
 from medgen.samplers.guidance import NoGuidance
@@ -218,7 +218,6 @@ class Run:
         """The trained codec of the recipe, from `folder` if it was trained before."""
         if (folder / WEIGHTS).is_file():
             return load_codec(folder)
-        from medgen.codecs.autoencoder import Autoencoder
         from medgen.codecs.losses import CodecLosses
         from medgen.training.codec import train_codec
 
@@ -227,7 +226,7 @@ class Run:
             raise DataError(f"{self.recipe.name}: its codec has nothing to train")
         self.say(f"Training the codec ({section['train']['images']} images)")
         codec = self._fresh_codec()
-        if not isinstance(codec, Autoencoder):
+        if not isinstance(codec, LearnedCodec):
             raise RecipeError(f"codec '{section['type']}' has no weights to train; remove `train`")
         result = train_codec(
             codec,

@@ -23,6 +23,7 @@ from medgen.types import (
     Field,
     LatentSpec,
     Net,
+    Reconstruction,
     Schema,
     Study,
 )
@@ -44,6 +45,31 @@ class Codec(nn.Module, ABC):
     @abstractmethod
     def fit(self, images: Tensor) -> None:
         """Measure training images (b c *s), so that latents have unit variance."""
+
+
+class LearnedCodec(Codec):
+    """A codec that is trained, one image at a time in its losses: an autoencoder or a tokenizer.
+
+    `schema` is of the images it was built for. `last_layer` holds the weights of the decoder's last
+    convolution, where losses are balanced. `averaged` names the tensors that training averages: the
+    parameters, and what is learned without gradients, such as a codebook.
+    """
+
+    schema: Schema
+
+    @abstractmethod
+    def forward(self, image: Tensor, rng: Rng | None = None) -> Reconstruction:
+        """Encode and decode images (b c *s) in [-1, 1]; what is random is drawn from `rng`."""
+
+    @property
+    @abstractmethod
+    def last_layer(self) -> nn.Parameter:
+        """Weights of the decoder's last convolution."""
+
+    @property
+    def averaged(self) -> dict[str, Tensor]:
+        """The tensors that training averages, by name."""
+        return dict(self.named_parameters())
 
 
 class Conditioner(nn.Module, ABC):

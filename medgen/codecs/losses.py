@@ -1,4 +1,4 @@
-"""What an autoencoder is trained on: reconstruction, perception, a critic of patches, KL.
+"""What a codec is trained on: reconstruction, perception, a critic of patches, its penalties.
 
 Every loss is one value an image, (b,); the caller reduces.
 """
@@ -6,7 +6,7 @@ Every loss is one value an image, (b,); the caller reduces.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -28,7 +28,7 @@ _SCALES = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
 
 @dataclass(frozen=True, kw_only=True)
 class CodecLosses:
-    """The weights of an autoencoder's losses; a weight of 0 leaves a loss out.
+    """The weights of a codec's losses; a weight of 0 leaves a loss out.
 
     Args:
         reconstruction: mean error of the pixels, "l1" or "mse".
@@ -39,7 +39,9 @@ class CodecLosses:
         adversarial_weight: times the adversary's part, once it has started.
         adaptive: scale the adversary so that its gradient on the decoder's last layer is as long as
             that of the other losses.
-        kl_weight: times the KL divergence per latent number.
+        kl_weight: times the KL divergence per latent number; autoencoders only.
+        commitment_weight: times the squared distance of latents to their codes; tokenizers only.
+        entropy_weight: times the lack of use of a codebook; lookup-free tokenizers only.
         critic_channels: features of the critic's first layer, a multiple of 8.
         critic_lr: peak learning rate of the critic; it follows the schedule of the autoencoder's.
     """
@@ -50,12 +52,14 @@ class CodecLosses:
     adversarial_weight: float = 0.1
     adaptive: bool = True
     kl_weight: float = 1e-6
+    commitment_weight: float = 0.25
+    entropy_weight: float = 0.1
     critic_channels: int = 32
     critic_lr: float = 2e-4
 
 
 class AutoencoderLoss(nn.Module):
-    """Reconstruction + perception + KL of an autoencoder: everything but the adversary.
+    """Reconstruction + perception + the codec's own penalties: everything but the adversary.
 
     Args:
         schema: what the studies hold.
@@ -73,14 +77,14 @@ class AutoencoderLoss(nn.Module):
         self.lpips = Lpips(found) if found is not None else None
 
     def forward(
-        self, reconstruction: Tensor, image: Tensor, mean: Tensor, logvar: Tensor
+        self, reconstruction: Tensor, image: Tensor, penalties: Mapping[str, Tensor]
     ) -> dict[str, Tensor]:
         """The weighted parts by name, each (b,); their sum is what the autoencoder minimises."""
         settings = self.settings
         error = F.l1_loss if settings.reconstruction == "l1" else F.mse_loss
         parts = {
             "reconstruction": _per_image(error(reconstruction, image, reduction="none")),
-            "kl": settings.kl_weight * kl_divergence(mean, logvar),
+            **{name: getattr(settings, f"{name}_weight") * p for name, p in penalties.items()},
         }
         if self.lpips is not None:
             parts["perceptual"] = settings.perceptual_weight * self.lpips(reconstruction, image)

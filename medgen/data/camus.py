@@ -237,8 +237,9 @@ def _masks(
         }
     for mask in found.values():
         if mask.shape != shape[1:] or mask.max() >= len(CLASSES) or len(found) > shape[0]:
+            classes = ", ".join(f"{k} {name}" for k, name in enumerate(CLASSES))
             raise DataError(
                 f"{stem}: its masks are {mask.shape} with classes up to {int(mask.max())}; "
-                f"expected {shape[1:]} and {', '.join(f'{k} {name}' for k, name in enumerate(CLASSES))}."
+                f"expected {shape[1:]} and {classes}."
             )
     return {frame: mask.astype(np.int64) for frame, mask in found.items()}
