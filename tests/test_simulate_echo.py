@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from medgen.simulate.ecg import draw_patient, draw_rhythm
+from medgen.simulate.ecg import Noise, draw_patient, draw_rhythm, record
 from medgen.simulate.echo import (
     MASK_CLASSES,
     Degradation,
@@ -249,9 +249,9 @@ def test_degradations_do_what_they_are_named_for():
 
     near = SMALL.sector & (np.hypot(*SMALL.picture) < 60)
     cluttered = with_(clutter=1.0).image[:, near].mean()
-    assert cluttered > plain.image[:, near].mean() + 0.1
-    for kind in ("haze", "noise"):
-        assert grey(with_(**{kind: 1.0}), CAVITY) > grey(plain, CAVITY) + 0.05, kind
+    assert cluttered > plain.image[:, near].mean() + 0.06
+    for kind, value in (("haze", CAVITY), ("noise", ATRIUM)):
+        assert grey(with_(**{kind: 1.0}), value) > grey(plain, value) + 0.1, kind
     for kind in ("shadow", "dropout"):
         assert grey(with_(**{kind: 1.0}), MUSCLE) < grey(plain, MUSCLE) - 0.02, kind
     assert np.array_equal(with_(haze=1.0).mask, plain.mask)
@@ -280,13 +280,20 @@ def test_a_clip_holds_a_whole_systole():
         clip(0, frames=8, frames_per_second=32)
 
 
-@pytest.mark.parametrize(("rho", "least", "most"), [(0.0, 0.0, 0.13), (0.9, 0.5, 1.0)])
+@pytest.mark.parametrize(("rho", "least", "most"), [(0.0, 0.0, 0.16), (0.9, 0.5, 1.0)])
 def test_the_ecg_tells_the_ejection_fraction_as_much_as_is_declared(rho, least, most):
-    """For 900 patients, |r| > 0.13 by chance once in 10,000 runs."""
-    drawn = [draw_heart(np.random.default_rng(i), (), rho=rho) for i in range(900)]
-    qrs = [patient.qrs for patient, _ in drawn]
-    ejected = [heart.ejection_fraction for _, heart in drawn]
-    assert least <= abs(np.corrcoef(qrs, ejected)[0, 1]) <= most
+    """Width of lead II's recorded R wave; at n = 600, |r| > 0.16 by chance once in 10,000 runs."""
+    widths, ejected = [], []
+    for seed in range(600):
+        rng = np.random.default_rng(seed)
+        patient, heart = draw_heart(rng, (), rho=rho)
+        made = record(patient, draw_rhythm(patient, 1.5, rng), 375, 250.0, rng, noise=Noise())
+        lead = made.signal[1]
+        top = int(lead[30:-30].argmax()) + 30
+        wave = lead[top - 25 : top + 26]
+        widths.append(wave[wave > 0.25 * lead[top]].sum() / lead[top])
+        ejected.append(heart.ejection_fraction)
+    assert least <= abs(np.corrcoef(widths, ejected)[0, 1]) <= most
     assert min(ejected) > 20
     assert max(ejected) < 72
 

@@ -180,9 +180,9 @@ def simulate(
     )
     rhythm = _started(draw_rhythm(patient, 2 * duration + 3, rng), duration, rng)
     beating = cycle(heart, rhythm, np.arange(frames) / frames_per_second)
-    image, mask = _scan(heart, beating, probe, view, degradation, rng)
     samples = round(duration * ECG_RATE)
     trace = record(patient, rhythm, samples, ECG_RATE, rng, noise=noise or Noise())
+    image, mask = _scan(heart, beating, probe, view, degradation, rng)
     return Clip(
         image=image,
         mask=mask,
@@ -293,7 +293,7 @@ class _Scene:
             + 0.09 * degradation.haze * np.exp(-far / 70)
             + 0.5 * degradation.clutter * _blobs(rng, x, z)
         )
-        center, half = rng.uniform(-0.8, 0.8), rng.uniform(0.1, 0.22)
+        center, half = rng.uniform(-0.45, 0.55), rng.uniform(0.1, 0.22)
         band = np.exp(-np.square(np.square((beam - center) / half)))
         self.gain = self._plain * (1 - 0.93 * degradation.shadow * band[None, :] * (far > 10))
         self.hiss = 0.0007 + 0.02 * degradation.noise * 10 ** ((far - 120) / 80)
