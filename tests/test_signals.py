@@ -142,7 +142,7 @@ def test_limb_leads_are_derived_and_chest_leads_refused():
     assert none == ()
     again, derived = with_leads(part)
     assert derived == ("I", "II", "aVR", "aVL")
-    np.testing.assert_allclose(again.values, whole.values, atol=2e-3)
+    np.testing.assert_allclose(again.values, whole.values, atol=4e-3)  # rounded to 1 uV, derived
     with pytest.raises(DataError, match=r"lead\(s\) V2 are missing; it has II, I, V1"):
         with_leads(with_leads(whole, ["II", "I", "V1"])[0], ["I", "II", "V2"], where="x")
     with pytest.raises(DataError, match="III are missing"):

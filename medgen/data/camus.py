@@ -82,24 +82,7 @@ class Camus:
         self._folder = Path(root) / inside(Path(root), path)
         sequences = _sequences(self._folder, views)
         infos = [_info(stem, source_rate) for stem in sequences]
-        starts = [
-            starts_of(int(info["NbFrame"]), info["FrameRate"], rate, size[0], None)
-            for info in infos
-        ]
-        kept = [place for place, start in enumerate(starts) if start]
-        self.left_out: dict[str, int] = {}
-        if len(kept) < len(infos):
-            reason = f"shorter than {size[0]} frames at {rate:g} Hz"
-            self.left_out[reason] = len(infos) - len(kept)
-            logger.warning(
-                "%s: %d of %d half cycles left out: %s",
-                self._folder, len(infos) - len(kept), len(infos), reason,
-            )  # fmt: skip
-        if not kept:
-            raise DataError(
-                f"{self._folder}: every half cycle is shorter than {size[0]} frames at {rate:g} "
-                "Hz. Ask for fewer frames, or a higher rate."
-            )
+        kept = self._long_enough(infos, size[0])
         self._sequences = [sequences[place] for place in kept]
         self._infos = [infos[place] for place in kept]
         self.schema = Schema(
@@ -118,6 +101,25 @@ class Camus:
         self.labels = one_hot([views.index(_view(name)) for name in names], len(views))
         self.scalars = torch.tensor([_scalars(info) for info in self._infos])
         self._cuts = kept_windows(self._cut)
+
+    def _long_enough(self, infos: Sequence[Mapping[str, Any]], length: int) -> list[int]:
+        """The half cycles that hold a window; the others are counted."""
+        kept = [
+            place
+            for place, info in enumerate(infos)
+            if starts_of(int(info["NbFrame"]), info["FrameRate"], self.rate, length, None)
+        ]
+        reason = f"shorter than {length} frames at {self.rate:g} Hz"
+        if not kept:
+            raise DataError(
+                f"{self._folder}: every half cycle is {reason}. Ask for fewer frames, or a higher "
+                "rate."
+            )
+        short = len(infos) - len(kept)
+        self.left_out: dict[str, int] = {reason: short} if short else {}
+        if short:
+            logger.warning("%s: %d half cycles left out: %s", self._folder, short, reason)
+        return kept
 
     def __len__(self) -> int:
         return len(self.studies)
@@ -237,9 +239,8 @@ def _masks(
         }
     for mask in found.values():
         if mask.shape != shape[1:] or mask.max() >= len(CLASSES) or len(found) > shape[0]:
-            classes = ", ".join(f"{k} {name}" for k, name in enumerate(CLASSES))
             raise DataError(
                 f"{stem}: its masks are {mask.shape} with classes up to {int(mask.max())}; "
-                f"expected {shape[1:]} and {classes}."
+                f"expected {shape[1:]} and the classes {', '.join(CLASSES)} from 0."
             )
     return {frame: mask.astype(np.int64) for frame, mask in found.items()}

@@ -16,9 +16,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from medgen.data.files import LUMINANCE, read_image
+from medgen.data.files import LUMINANCE, damaged, read_bytes, read_image
 from medgen.data.geometry import Fit, fit_image, fit_mask
-from medgen.data.signal_files import read_bytes
 from medgen.errors import DataError
 
 MAX_FRAME = 16_000_000
@@ -154,13 +153,6 @@ def fitted_spacing(
     return spacing[0] * scales[0], spacing[1] * scales[1]
 
 
-def _damaged(path: Path, error: Exception) -> DataError:
-    return DataError(
-        f"{path}: damaged or truncated ({type(error).__name__}: {error}). Copy it again, or drop "
-        "its row."
-    )
-
-
 def _check_size(path: Path, height: int, width: int, frames: int = 1) -> None:
     if height < 1 or width < 1 or height * width > MAX_FRAME:
         raise DataError(
@@ -198,9 +190,9 @@ def _read_video(path: Path, data: bytes) -> tuple[Iterable[NDArray[Any]], list[f
     except DataError:
         raise
     except Exception as error:  # decoders raise almost anything on damaged or hostile bytes
-        raise _damaged(path, error) from error
+        raise damaged(path, error) from error
     if promised and len(frames) < promised:
-        raise _damaged(path, EOFError(f"{len(frames)} of {promised} frames are there"))
+        raise damaged(path, EOFError(f"{len(frames)} of {promised} frames are there"))
     return frames, times
 
 
@@ -262,7 +254,7 @@ def _read_dicom(
     except DataError:
         raise
     except Exception as error:  # parsers raise almost anything on damaged or hostile bytes
-        raise _damaged(path, error) from error
+        raise damaged(path, error) from error
 
 
 def _times(path: Path, header: Any, count: int, rate: float | None) -> list[float]:

@@ -8,16 +8,15 @@ from __future__ import annotations
 import csv
 import io
 import re
-import stat
 import warnings
 import zipfile
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from medgen.data.files import MAX_BYTES, damaged, read_bytes
 from medgen.data.signals import (
     LEADS,
     SAME_LEADS,
@@ -27,23 +26,9 @@ from medgen.data.signals import (
     lead_name,
     limb_residual,
 )
+from medgen.data.wfdb_files import check_promise, read_wfdb
 from medgen.errors import DataError
 
-MAX_SAMPLES = 100_000_000
-"""The longest signal that is read, in samples of all leads; refused from the header alone."""
-
-MAX_BYTES = 512 * 2**20
-"""The largest file that is opened, in bytes."""
-
-MAX_CHANNELS = 1000
-
-BITS = {
-    "8": 8, "16": 16, "24": 24, "32": 32, "61": 16, "80": 8, "160": 16, "212": 12, "310": 10.67,
-    "311": 10.67,
-}  # fmt: skip
-"""Bits a sample in each format of WFDB that does not compress."""
-
-SIGNAL_LINE = re.compile(r"^(\S+)\s+(\d+)(x\d+)?(:\d+)?(\+\d+)?(?:\s+([-+\d.eE]+))?")
 TIME = re.compile(r"^(time|t|seconds?)\b", re.IGNORECASE)
 HEADING = re.compile(r"^(.*?)\s*[\[(]\s*([^\])]+)\s*[\])]$")
 
@@ -68,7 +53,7 @@ def read_signal(path: Path | str, *, unit: str | None = None, rate: float | None
     path = Path(path)
     header = path if path.suffix == ".hea" else path.with_name(f"{path.name}.hea")
     if path.suffix == ".hea" or (header.is_file() and not path.is_file()):
-        return _checked(path, _read_wfdb(header), "its header's unit")
+        return _checked(path, read_wfdb(header), "its header's unit")
     if path.suffix == ".dat":
         return read_signal(path.with_suffix(".hea"))
     data = read_bytes(path)
@@ -95,106 +80,6 @@ def _checked(path: Path, signal: Signal, unit: str) -> Signal:
     return signal
 
 
-def read_bytes(path: Path, limit: int = MAX_BYTES) -> bytes:
-    """All bytes of a file of at most `limit`.
-
-    Raises:
-        DataError: no file, unreadable, empty or larger.
-    """
-    try:
-        about = path.stat()
-        if not stat.S_ISREG(about.st_mode):
-            raise DataError(f"{path}: expected a file, got a folder or a device.")
-        if about.st_size > limit:
-            raise DataError(
-                f"{path}: {about.st_size / 2**20:.0f} MiB; at most {limit // 2**20} MiB are read. "
-                "Cut it into shorter ones, or drop its row."
-            )
-        data = path.read_bytes()
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise DataError(f"{path}: cannot be read ({reason}).") from error
-    if not data:
-        raise DataError(f"{path}: the file is empty (0 bytes). Copy it again, or drop its row.")
-    return data
-
-
-def _check_promise(path: Path, samples: int) -> None:
-    if samples > MAX_SAMPLES:
-        raise DataError(
-            f"{path}: its header promises {samples:,} samples; at most {MAX_SAMPLES:,} are read. "
-            "Cut it into shorter records, or drop its row."
-        )
-
-
-def _damaged(path: Path, error: Exception | str) -> DataError:
-    reason = error if isinstance(error, str) else f"{type(error).__name__}: {error}"
-    return DataError(f"{path}: damaged or truncated ({reason}). Copy it again, or drop its row.")
-
-
-def _read_wfdb(header: Path) -> Signal:
-    import wfdb
-
-    lines = read_bytes(header, 2**20).decode("utf-8", "replace").splitlines()
-    try:
-        about: Any = wfdb.rdheader(str(header.with_suffix("").absolute()))
-    except Exception as error:  # the parser raises almost anything on hostile text
-        raise _damaged(header, error) from error
-    _check_wfdb(header, about, [line for line in lines if line.strip() and line[0] != "#"])
-    try:
-        record: Any = wfdb.rdrecord(str(header.with_suffix("").absolute()))
-        values = np.asarray(record.p_signal, dtype=np.float64).T
-    except Exception as error:
-        raise _damaged(header, error) from error
-    rows = [
-        in_millivolts(str(header), row, unit)
-        for row, unit in zip(values, record.units, strict=True)
-    ]
-    notes = (line.split(":", 1) for line in record.comments if ":" in line)
-    said = {name.strip(" #"): value.strip() for name, value in notes}
-    names = tuple(lead_name(name or "") for name in record.sig_name)
-    return Signal(np.stack(rows), names, float(record.fs), said)
-
-
-def _check_wfdb(header: Path, about: Any, lines: Sequence[str]) -> None:
-    """Refuse what the header promises and its files cannot hold, before they are opened."""
-    if getattr(about, "n_seg", None) is not None or not about.n_sig or about.sig_len is None:
-        raise DataError(
-            f"{header}: expected a record of one segment that states its signals and their length. "
-            "Convert it with WFDB's tools (`xform`), or drop its row."
-        )
-    if not 0 < about.n_sig <= MAX_CHANNELS or len(lines) - 1 < about.n_sig or about.sig_len < 1:
-        raise _damaged(header, f"{about.n_sig} signals of {about.sig_len} samples promised")
-    _check_promise(header, about.n_sig * about.sig_len)
-    needed: dict[str, float] = {}
-    for line in lines[1 : about.n_sig + 1]:
-        found = SIGNAL_LINE.match(line)
-        if found is None:
-            raise _damaged(header, f"no signal in the line '{line[:60]}'")
-        name, form, frame, skew, offset, gain = found.groups()
-        if frame not in (None, "x1") or skew not in (None, ":0"):
-            raise DataError(
-                f"{header}: its leads have different rates or are shifted in time. Bring them to "
-                "one rate with WFDB's tools (`xform`), or drop its row."
-            )
-        if gain is None or not re.search("[1-9]", gain):
-            raise DataError(
-                f"{header}: states no gain for '{name}': its numbers are raw numbers of a "
-                "converter. Write the gain (numbers a mV) into the header."
-            )
-        start = int(offset[1:]) if offset else 0
-        bits = BITS.get(form, 0)
-        needed[name] = max(needed.get(name, 0), start) + about.sig_len * bits / 8
-    for name, size in needed.items():
-        file = header.parent / name
-        held = len(read_bytes(file))
-        if held + 3 < size:
-            raise DataError(
-                f"{header}: promises {size:,.0f} bytes of samples, {file.name} holds {held:,}. "
-                "Copy it again, or drop its row."
-            )
-
-
 def _read_csv(path: Path, data: bytes, unit: str | None, rate: float | None) -> tuple[Signal, str]:
     try:
         text = data.decode("utf-8-sig")
@@ -208,7 +93,7 @@ def _read_csv(path: Path, data: bytes, unit: str | None, rate: float | None) -> 
             f"{path}: its first line holds numbers; expected the names of the leads, such as "
             f"'{','.join(LEADS[:3])},...'. Add a line of names."
         )
-    _check_promise(path, text.count("\n") * len(headings))
+    check_promise(path, text.count("\n") * len(headings))
     try:
         table = np.loadtxt(
             io.StringIO(text), delimiter=delimiter, skiprows=1, ndmin=2, converters=_cell
@@ -285,7 +170,7 @@ def _read_npz(path: Path, data: bytes, unit: str | None, rate: float | None) -> 
     except DataError:
         raise
     except Exception as error:  # zip and npy readers raise almost anything on hostile bytes
-        raise _damaged(path, error) from error
+        raise damaged(path, error) from error
     values = arrays.get("signal")
     if values is None or values.ndim != 2 or values.dtype.kind not in "iuf":
         raise DataError(
@@ -333,7 +218,7 @@ def _check_npy(path: Path, archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> 
         shape, _, dtype = read(file)
     count = int(np.prod(np.array(shape, dtype=object))) if shape else 1
     if count * dtype.itemsize > entry.file_size:
-        raise _damaged(path, f"{entry.filename} promises {shape} numbers it does not hold")
+        raise damaged(path, EOFError(f"{entry.filename} promises {shape} numbers it does not hold"))
 
 
 def _read_dicom(path: Path, data: bytes) -> Signal:
@@ -351,7 +236,7 @@ def _read_dicom(path: Path, data: bytes) -> Signal:
     except DataError:
         raise
     except Exception as error:  # parsers raise almost anything on damaged or hostile bytes
-        raise _damaged(path, error) from error
+        raise damaged(path, error) from error
 
 
 def _waveform(path: Path, header: Any, group: Any, index: int) -> Signal:
@@ -359,9 +244,11 @@ def _waveform(path: Path, header: Any, group: Any, index: int) -> Signal:
     from pydicom.waveforms.numpy_handler import multiplex_array
 
     channels, samples = int(group.NumberOfWaveformChannels), int(group.NumberOfWaveformSamples)
-    _check_promise(path, channels * samples)
+    check_promise(path, channels * samples)
     if channels * samples * int(group.WaveformBitsAllocated) // 8 > len(group.WaveformData):
-        raise _damaged(path, f"{channels} leads of {samples} samples promised, fewer are there")
+        raise damaged(
+            path, EOFError(f"{channels} leads of {samples} samples promised, fewer are there")
+        )
     raw = multiplex_array(header, index, as_raw=True).astype(np.float64)
     padding = group.get("WaveformPaddingValue")
     if padding is not None:

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from medgen.data.files import damaged
 from medgen.data.geometry import Volume, spacing_of
 from medgen.disk import replacing
 from medgen.errors import DataError
@@ -160,7 +161,7 @@ def _header(path: Path) -> Any:
                 length = kind.template_dtype.itemsize
                 return kind.from_fileobj(io.BytesIO(start[:length]), check=False)
     except Exception as error:  # nibabel raises almost anything on hostile bytes
-        raise _damaged(path, error) from error
+        raise damaged(path, error) from error
     raise DataError(
         f"{path}: not a NIfTI file of one part (.nii, .nii.gz), whatever its name says. Convert "
         "it, or drop its row."
@@ -198,7 +199,7 @@ def _dtype(path: Path, header: Any) -> np.dtype[Any]:
     try:
         dtype = header.get_data_dtype()
     except Exception as error:
-        raise _damaged(path, error) from error
+        raise damaged(path, error) from error
     if dtype.kind not in "iuf":
         raise DataError(
             f"{path}: expected one number a voxel, got the type {dtype} (colour or complex). "
@@ -213,7 +214,7 @@ def _affine(path: Path, header: Any) -> NDArray[np.float64]:
         affine = np.array(header.get_best_affine(), dtype=np.float64)
         unit = header.get_xyzt_units()[0]
     except Exception as error:
-        raise _damaged(path, error) from error
+        raise damaged(path, error) from error
     affine[:3] *= MM.get(unit, 1.0)
     spacing = spacing_of(affine)
     if not np.isfinite(affine).all() or not (spacing > 0).all():
@@ -247,7 +248,7 @@ def _voxels(path: Path, header: Any, shape: tuple[int, ...]) -> NDArray[Any]:
                 filled += got
             file.read(1)  # at the end of a compressed file this compares its check sum
     except DAMAGE as error:
-        raise _damaged(path, error) from error
+        raise damaged(path, error) from error
     return flat.reshape(shape, order="F")
 
 
@@ -268,10 +269,3 @@ def _scaled(path: Path, header: Any, voxels: NDArray[Any]) -> NDArray[Any]:
                 f"{path}: {bad:,} voxels are NaN or infinite. Replace them, or drop its row."
             )
     return voxels if voxels.dtype.isnative else voxels.astype(voxels.dtype.newbyteorder("="))
-
-
-def _damaged(path: Path, error: Exception) -> DataError:
-    return DataError(
-        f"{path}: damaged or truncated ({type(error).__name__}: {error}). Copy it again, or drop "
-        "its row."
-    )
