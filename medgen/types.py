@@ -7,6 +7,7 @@ v vocabulary.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, fields, replace
@@ -171,6 +172,11 @@ class Conditioning:
             if a is not None and b is not None:
                 mixed[field.name] = torch.where(keep.view(-1, *[1] * (a.ndim - 1)), a, b)
         return Conditioning(**mixed)
+
+
+def digest_of_values(values: Tensor) -> str:
+    """SHA-256 of the bytes of a tensor's values: tells that two are the same, not what they are."""
+    return hashlib.sha256(values.detach().cpu().contiguous().numpy().tobytes()).hexdigest()
 
 
 def _pad_alike(a: Conditioning, b: Conditioning) -> tuple[Conditioning, Conditioning]:

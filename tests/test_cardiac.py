@@ -23,6 +23,7 @@ from medgen.evaluation.heart import (
 )
 from medgen.evaluation.resampling import mean, median
 from medgen.evaluation.suite import evaluate
+from medgen.types import digest_of_values
 
 STEPS = 80
 
@@ -179,6 +180,28 @@ class TestRhythm:
         comparison.segmented = lambda which, steps: getattr(comparison, which).batch.mask.byte()
         with pytest.raises(DataError, match="synthetic clips carry no ECG"):
             RhythmAgreement().measure(comparison)
+
+    def test_ecgs_are_found_by_what_the_manifest_tells(self, judged, real):
+        """Samples that hold no ECG but say whose they were asked with, and its digest."""
+        told = [
+            replace(p, condition={"ecg": {"of": f"r0-{i}", "sha256": digest_of_values(ecg)}})
+            for i, (p, ecg) in enumerate(
+                zip(judged.synthetic.batch.provenance, real.batch.ecg, strict=False)
+            )
+        ]
+        drawn = beating(12, seed=1, synthetic=True, noise=0.1)
+        # The clips of the same studies, as a generator that obeys would draw them.
+        shown = replace(drawn.batch, image=real.batch.image[:12], ecg=None, provenance=tuple(told))
+        comparison = Comparison(real, Studies(drawn.schema, drawn.studies, shown))
+        comparison.frames._consumers |= judged.frames._consumers
+        found = RhythmAgreement(steps=STEPS).measure(comparison)
+        assert found["rhythm_phase_error"].value < 1
+        wrong = replace(told[0], condition={"ecg": {"of": "r0-1", "sha256": "0"}})
+        lost = replace(shown, provenance=(wrong, *told[1:]))
+        comparison = Comparison(real, Studies(drawn.schema, drawn.studies, lost))
+        comparison.frames._consumers |= judged.frames._consumers
+        with pytest.raises(DataError, match="not among the real clips"):
+            RhythmAgreement(steps=STEPS).measure(comparison)
 
 
 class TestTiming:

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from medgen.conditioners.ecg import EcgConditioner
 from medgen.conditioners.frame import FrameConditioner
@@ -11,6 +12,7 @@ from medgen.conditioners.joint import JointConditioner
 from medgen.conditioners.label import LabelConditioner
 from medgen.conditioners.mask import MaskConditioner
 from medgen.conditioners.scalar import ScalarConditioner
+from medgen.errors import CheckpointError
 from medgen.nn.nd import latent_times
 from medgen.protocols import Conditioner
 from medgen.registry import arguments, find, names
@@ -391,6 +393,25 @@ class TestEcg:
             EcgConditioner(CLIPS, OF_CLIPS, doors=())
         with pytest.raises(ValueError, match=r"\(2, 100\).*got \(2, 90\)"):
             EcgConditioner(CLIPS, OF_CLIPS).encode(Batch(ecg=torch.zeros(1, 2, 90)))
+
+    def test_a_frozen_encoder_is_read_when_training_starts(self, conditioner, tmp_path):
+        file = tmp_path / "model.safetensors"
+        held = {f"conditioner.parts.ecg.{k}": v for k, v in conditioner.state_dict().items()}
+        save_file(held, file)
+        settings = {"width": 16, "heads": 2, "channels": 3, "encoder": str(file)}
+        frozen = EcgConditioner(CLIPS, OF_CLIPS, **settings)
+        frozen.fit(Batch())
+        ecg = torch.randn(2, 2, 100)
+        ours, theirs = (each.encode(Batch(ecg=ecg)) for each in (frozen, conditioner))
+        assert torch.equal(ours.tokens, theirs.tokens)
+        learned = {name for name, p in frozen.named_parameters() if p.requires_grad}
+        assert learned == {"out.weight", "out.bias", "unknown"}
+        wider = EcgConditioner(CLIPS, OF_CLIPS, **(settings | {"width": 32}))
+        with pytest.raises(CheckpointError, match="no ECG transformer"):
+            wider.fit(Batch())
+        lost = EcgConditioner(CLIPS, OF_CLIPS, encoder=str(tmp_path / "absent.safetensors"))
+        with pytest.raises(CheckpointError, match="cannot be read"):
+            lost.fit(Batch())
 
     def test_times_of_latent_frames(self):
         assert latent_times(16, 4) == [2, 6, 10, 14]

@@ -14,6 +14,7 @@ from medgen.conditioners.frame import FrameConditioner
 from medgen.conditioners.joint import JointConditioner
 from medgen.conditioners.scalar import ScalarConditioner
 from medgen.errors import DataError
+from medgen.evaluation.video import seam_ratio
 from medgen.model import GenerativeModel
 from medgen.nn.blocks import Attention
 from medgen.nn.space_time import FactorisedAttention, interleaved
@@ -147,6 +148,9 @@ class TestWindows:
         assert found["random"] < 1.35
         assert found["random"] < found["average"] < independent
         assert found["random"] < found["first"] < independent
+        borders = range(self.WINDOW, self.FRAMES, self.WINDOW)
+        assert seam_ratio(self.drawn("independent")[..., None, None], borders) > 5
+        assert seam_ratio(self.drawn("random")[..., None, None], borders) < 1.2
         assert independent > 5
 
     def test_a_sample_depends_on_its_own_seed(self):

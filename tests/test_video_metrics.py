@@ -15,7 +15,7 @@ from medgen.evaluation.distribution import frechet_distance
 from medgen.evaluation.features import build_extractor, principal_axes
 from medgen.evaluation.frames import FrameFeatures, framed, of_frames, places
 from medgen.evaluation.suite import evaluate
-from medgen.evaluation.video import FrechetVideo, TemporalConsistency, flicker, motion
+from medgen.evaluation.video import FrechetVideo, TemporalConsistency, flicker, motion, seam_ratio
 from medgen.nn.nd import area_resize
 
 
@@ -179,6 +179,16 @@ class TestFlicker:
         assert "give the checkpoint" in result["skipped"]["flicker"]
 
 
+def test_a_seam_is_seen_where_it_is():
+    clips = torch.arange(12.0).view(1, 1, 12, 1, 1).repeat(2, 1, 1, 3, 3)
+    assert seam_ratio(clips, [6]) == pytest.approx(1)
+    clips[:, :, 6:] += 1  # the jump into frame 6 is of 2 instead of 1, its square of 4
+    assert seam_ratio(clips, [6]) == pytest.approx(4)
+    assert seam_ratio(clips, [5]) == pytest.approx(10 / 13)
+    with pytest.raises(ValueError, match="frames from 1 to 11"):
+        seam_ratio(clips, [0])
+
+
 class TestFrames:
     def test_eight_frames_stand_for_a_clip(self):
         assert places(24).tolist() == [1, 4, 7, 10, 13, 16, 19, 22]
@@ -198,6 +208,7 @@ class TestFrames:
     def test_image_metrics_say_what_they_see_of_clips(self, small):
         names = ["frechet", "kid", "prdc", "intensity", "spectrum", "memorization"]
         names += [{"type": "mask_agreement", "steps": 30}, "ms_ssim_diversity", "vendi"]
+        names += [{"type": "scalar_agreement", "steps": 2}, "membership"]
         result = evaluate(*small, names, extractor="random")
         assert result["skipped"] == {}
         metrics = result["metrics"]

@@ -25,9 +25,9 @@ class SmallVideoNet(nn.Module):
 
     def __init__(self, channels: int, outputs: int, size: tuple[int, ...]) -> None:
         super().__init__()
-        self.frames = SmallClassifier(2 * channels, outputs, tuple(size[1:]))
-        inner = self.frames.width
-        self.frames.head = nn.Identity()
+        frames = SmallClassifier(2 * channels, outputs, tuple(size[1:]))
+        self.stem, self.stages = frames.stem, frames.stages
+        inner = frames.width
         self.time = nn.ModuleList(TemporalBlock(inner, dilation) for dilation in (1, 2))
         self.width = 2 * inner
         self.head = nn.Linear(self.width, outputs)
@@ -36,8 +36,8 @@ class SmallVideoNet(nn.Module):
         """Clips (b c t h w) in [-1, 1] to what the last layer sees, (b d)."""
         before = torch.cat([x[:, :, :1], x[:, :, :-1]], dim=2)
         moving = torch.cat([x, x - before], dim=1).transpose(1, 2)  # b t 2c h w
-        each = self.frames.features(moving.flatten(0, 1)).unflatten(0, (len(x), -1))
-        y = each.transpose(1, 2)  # b d t
+        each = self.stages(self.stem(moving.flatten(0, 1))).mean(dim=(2, 3))
+        y = each.unflatten(0, (len(x), -1)).transpose(1, 2)  # b d t
         for block in self.time:
             y = block(y)
         return torch.cat([y.mean(dim=2), y.std(dim=2, correction=0)], dim=1)
@@ -59,9 +59,8 @@ class TemporalBlock(nn.Module):
         super().__init__()
         self.norm = nn.GroupNorm(8, width)
         self.first = nn.Conv1d(width, width, 3, padding=dilation, dilation=dilation)
-        self.second = nn.Conv1d(width, width, 1)
+        self.second = nn.Conv1d(width, width, 1, bias=False)
         nn.init.zeros_(self.second.weight)
-        nn.init.zeros_(self.second.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """(b d t) to (b d t)."""

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional
 
+from medgen.errors import CheckpointError
 from medgen.nn.blocks import Attention, SwiGLU, rotary_angles, sincos_positions
 from medgen.nn.nd import latent_times
 from medgen.protocols import Conditioner
@@ -38,16 +42,20 @@ class EcgConditioner(Conditioner):
         patch: duration of a patch, s.
         channels: of the grid.
         doors: which of "tokens", "grid" and "vector" the ECG enters by.
+        encoder: a safetensors file whose transformer is taken and kept as it is: of another
+            generator with the same leads, rate, width, depth and patch, or of one that was trained
+            alone. It is read when training starts; a trained checkpoint holds the weights itself.
 
     Raises:
         ValueError: the studies are not clips with an ECG, or the arguments do not fit each other.
 
-    Source: patches of all leads as in Vaid et al. 2023, doi 10.1038/s41746-023-00840-9 (a vision
-    transformer of ECGs); an ECG that conditions an echo as in Li et al. 2024, arXiv:2410.03143,
-    whose one mean vector loses the phase.
+    Source: a transformer over patches of an ECG as in Na et al. 2024, arXiv:2402.09450, with all
+    leads in one patch; an ECG that conditions an echo as in Li et al. 2024, arXiv:2410.03143, whose
+    one mean vector loses the phase.
     """
 
     reads = frozenset({"ecg"})
+    near: Tensor
 
     def __init__(
         self,
@@ -60,6 +68,7 @@ class EcgConditioner(Conditioner):
         patch: float = 0.05,
         channels: int = 16,
         doors: tuple[Door, ...] = ("tokens", "grid"),
+        encoder: str | None = None,
     ) -> None:
         super().__init__()
         _check(schema, latent, width, heads, doors)
@@ -78,12 +87,28 @@ class EcgConditioner(Conditioner):
         self.norm = nn.LayerNorm(width)
         self.out = nn.Linear(width, channels) if "grid" in doors else None
         self.unknown = nn.Parameter(torch.randn(1, 1, width) * 0.02)
+        self.encoder = encoder
+        if encoder is not None:
+            for part in (self.embed, self.blocks, self.norm):
+                part.requires_grad_(False)
         angles = rotary_angles((self.patches,), width // heads)
         self.register_buffer("places", sincos_positions((self.patches,), width), persistent=False)
         self.register_buffer("cos", angles.cos(), persistent=False)
         self.register_buffer("sin", angles.sin(), persistent=False)
         near = _nearness(schema.size[0], latent.size[0], self.samples, self.patch, self.patches)
         self.register_buffer("near", near, persistent=False)
+
+    def fit(self, batch: Batch) -> None:
+        """Take the frozen transformer from its file, if one is named; nothing is measured.
+
+        Raises:
+            CheckpointError: the file is absent, or its transformer is another.
+        """
+        if self.encoder is not None:
+            transformer = nn.ModuleDict(
+                {"embed": self.embed, "blocks": self.blocks, "norm": self.norm}
+            )
+            transformer.load_state_dict(_read(self.encoder, transformer.state_dict()))
 
     def encode(self, batch: Batch) -> Conditioning:
         """The ECG of every study by the doors asked for; an unknown one as null.
@@ -155,6 +180,24 @@ class _Block(nn.Module):
         """Tokens (b n d) to tokens (b n d)."""
         x = x + self.attention(self.first(x), rotary=rotary)
         return x + self.feed_forward(self.second(x))
+
+
+def _read(file: str, wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of a transformer in a file, whatever stands before their names."""
+    try:
+        held = load_file(file)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{file}: cannot be read as safetensors: {error}") from error
+    first = next(iter(wanted))
+    for prefix in [name.removesuffix(first) for name in held if name.endswith(first)]:
+        found = {name: held.get(prefix + name) for name in wanted}
+        fits = {n: t for n, t in found.items() if t is not None and t.shape == wanted[n].shape}
+        if len(fits) == len(wanted):
+            return fits
+    raise CheckpointError(
+        f"{file}: holds no ECG transformer of these leads, rate, width, depth and patch; expected "
+        f"tensors such as {first} of shape {tuple(wanted[first].shape)}"
+    )
 
 
 def _nearness(

@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from medgen.augmentation.scores import correlation
 from medgen.errors import DataError
@@ -23,7 +25,7 @@ from medgen.evaluation.resampling import bootstrapped, mean, median
 from medgen.protocols import Dataset
 from medgen.registry import register
 from medgen.rng import derive
-from medgen.types import Estimate
+from medgen.types import Estimate, digest_of_values
 
 Array = NDArray[np.float64]
 CAVITY = "cavity"
@@ -287,12 +289,48 @@ def _phase_errors(curves: Array, beats: Array, usual: Array, fps: float) -> Arra
 
 def _beats(comparison: Comparison, which: str) -> Array:
     """Rate and place of the R peaks of the ECGs of a side (b 2)."""
+    schema = comparison.schema
+    ecgs = comparison.synthetic.batch.ecg if which == "synthetic" else _real_ecgs(comparison, which)
+    if ecgs is None:
+        ecgs = _ecgs_asked_for(comparison)
+    return np.array([ecg_beats(ecg, schema.leads, schema.ecg_rate) for ecg in ecgs])
+
+
+def _real_ecgs(comparison: Comparison, which: str) -> Tensor:
     side: Side = getattr(comparison, which)
-    synthetic = which == "synthetic"
-    schema = comparison.synthetic_schema if synthetic else comparison.schema
-    if side.batch.ecg is None or not schema.leads:
-        raise DataError(f"the {'synthetic' if synthetic else 'real'} clips carry no ECG")
-    return np.array([ecg_beats(ecg, schema.leads, schema.ecg_rate) for ecg in side.batch.ecg])
+    if side.batch.ecg is None or not comparison.schema.leads:
+        raise DataError("the real clips carry no ECG")
+    return side.batch.ecg
+
+
+def _ecgs_asked_for(comparison: Comparison) -> Tensor:
+    """The ECGs that synthetic clips were asked for, found among the real ones.
+
+    A synthetic dataset tells whose ECG was asked for and its digest, and does not hold it.
+
+    Raises:
+        DataError: a clip tells of none, or of one that is not among the real clips.
+    """
+    held = {
+        study: ecg
+        for which in ("train", "heldout")
+        for study, ecg in zip(
+            getattr(comparison, which).ids, _real_ecgs(comparison, which), strict=True
+        )
+    }
+    found: list[Tensor] = []
+    for origin in comparison.synthetic.batch.provenance or ():
+        told = (origin.condition or {}).get("ecg", {})
+        ecg = held.get(told.get("of"))
+        if not told:
+            raise DataError("the synthetic clips carry no ECG, and do not tell whose was asked for")
+        if ecg is None or digest_of_values(ecg) != told["sha256"]:
+            raise DataError(
+                f"{origin.id} was asked for with an ECG of '{told.get('of')}', which is not among "
+                "the real clips, or is read otherwise than then"
+            )
+        found.append(ecg)
+    return torch.stack(found)
 
 
 def _scalar(comparison: Comparison, which: str, name: str) -> Array:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from medgen.augmentation.scores import correlation
-from medgen.data.signals import LEADS, Signal, limb_residual, r_peaks
+from medgen.data.signals import LEADS, Signal, limb_residual, r_peaks, resampled
 from medgen.errors import DataError, MissingExtraError
 from medgen.evaluation.comparison import Comparison, Side
 from medgen.evaluation.feature_metric import FeatureMetric, Features, estimate_from, half_pairs
@@ -24,6 +24,8 @@ from medgen.types import Estimate, Schema
 Array = NDArray[np.float64]
 UNITS = {"heart_rate": "beats a minute", "qrs_duration": "ms", "qt_interval": "ms"}
 """What is measured of an ECG, by the name of the scalar that asks for it."""
+WHOLE_RATE = 500
+"""Hz to which an ECG of a broken rate is brought, for the delineator takes whole ones."""
 
 
 def signals_of(images: Tensor, schema: Schema) -> list[Signal]:
@@ -70,13 +72,15 @@ def intervals(signal: Signal) -> Array:
     if len(peaks) < 2:
         return found
     found[0] = 60 / np.median(np.diff(peaks))
+    if signal.rate != round(signal.rate):
+        signal = resampled(signal, WHOLE_RATE)
     lead = signal.lead("II" if "II" in signal.leads else signal.leads[0]).astype(np.float64)
     places = np.rint(peaks * signal.rate).astype(int)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             _, waves = neurokit2.ecg_delineate(
-                lead, rpeaks=places, sampling_rate=signal.rate, method="dwt"
+                lead, rpeaks=places, sampling_rate=round(signal.rate), method="dwt"
             )
     except (ValueError, IndexError, KeyError, ZeroDivisionError):
         # The delineator raises where no wave can be told: those intervals stay unknown.

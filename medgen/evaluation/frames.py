@@ -104,7 +104,7 @@ def of_frames(schema: Schema) -> Schema:
     )
 
 
-@dataclass(frozen=True)
+@dataclass
 class FrameStudies:
     """A dataset of frames of clips, in memory, each a study of the clip's patient and split.
 

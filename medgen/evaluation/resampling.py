@@ -54,11 +54,11 @@ def bootstrapped(
     Raises:
         DataError: fewer than two studies have a known value.
     """
-    known = np.isfinite(values.reshape(len(values), -1)).all(axis=1)
-    count = int(known.sum())
+    known = np.flatnonzero(np.isfinite(values.reshape(len(values), -1)).all(axis=1))
+    count = len(known)
     if count < 2:
         raise DataError(f"known of {count} of {len(values)} studies, at least 2 are needed")
-    owners = [patient for patient, k in zip(patients, known, strict=True) if k]
+    owners = [patients[k] for k in known]
     weights = patient_weights(owners, DRAWS, seed=seed)
     low, high = percentile_interval(statistic(values[known], weights))
     unknown = len(values) - count

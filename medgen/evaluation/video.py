@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -173,6 +174,28 @@ def flicker(source: Tensor, reconstruction: Tensor) -> Array:
     wrong = (reconstruction - source).double().diff(dim=2).abs().flatten(1).mean(1)
     moving = source.double().diff(dim=2).abs().flatten(1).mean(1)
     return (wrong / moving.clamp(min=1e-6)).numpy()
+
+
+def seam_ratio(clips: Tensor, seams: Sequence[int]) -> float:
+    """Mean squared jump into the frames of `seams` over that between all other frames.
+
+    1 is no seam to be seen. Of many clips whose seams lie at the same frames, so that what they
+    show there differs.
+
+    Args:
+        clips: long ones (b c t h w).
+        seams: frames that begin a part, such as a window; not 0.
+
+    Raises:
+        ValueError: no seam, or one outside the clip.
+    """
+    frames = clips.shape[2]
+    if not seams or not all(0 < seam < frames for seam in seams):
+        raise ValueError(f"seams: expected frames from 1 to {frames - 1}, got {list(seams)}")
+    energy = clips.double().diff(dim=2).square().movedim(2, 0).flatten(1).mean(1)
+    inside = torch.zeros(len(energy), dtype=torch.bool)
+    inside[torch.tensor([seam - 1 for seam in seams])] = True
+    return float(energy[inside].mean() / energy[~inside].mean().clamp(min=1e-12))
 
 
 @register("metric", "flicker")

@@ -16,7 +16,7 @@ from torch import Tensor
 from medgen.data.export import write_image, write_mask
 from medgen.disk import write_bytes
 from medgen.synthesis.chain import chained
-from medgen.types import Batch, Schema
+from medgen.types import Batch, Schema, digest_of_values
 
 
 def condition_of(conditions: Batch, index: int, schema: Schema) -> dict[str, Any]:
@@ -40,14 +40,10 @@ def condition_of(conditions: Batch, index: int, schema: Schema) -> dict[str, Any
     for name in ("ecg", "frame"):
         values = getattr(conditions, name)
         if values is not None:
-            asked[name] = {"sha256": _digest(values[index])}
+            asked[name] = {"sha256": digest_of_values(values[index])}
             if conditions.provenance is not None:
                 asked[name]["of"] = conditions.provenance[index].id
     return asked
-
-
-def _digest(values: Tensor) -> str:
-    return hashlib.sha256(values.contiguous().cpu().numpy().tobytes()).hexdigest()
 
 
 def write_sample(
