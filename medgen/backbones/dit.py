@@ -12,10 +12,12 @@ from torch.nn import functional
 from medgen.nn.blocks import (
     AdaLNZeroBlock,
     check_doors,
+    initialise,
     mlp,
     modulate,
     rotary_angles,
     sincos_positions,
+    standing_context,
     timestep_embedding,
     zero_linear,
 )
@@ -83,7 +85,7 @@ class DiT(Backbone):
             AdaLNZeroBlock(width, heads, context=cond.tokens, modern=modern, dropout=dropout)
             for _ in range(depth)
         )
-        self.apply(_initialise)
+        self.apply(initialise)
         self.norm = nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)
         self.modulation = zero_linear(width, 2 * width)
         self.out = zero_linear(width, latent.channels * voxels)
@@ -107,21 +109,13 @@ class DiT(Backbone):
         if self.vector is not None and cond.vector is not None:
             vector = vector + self.vector(cond.vector.to(z.dtype))
         vector = functional.silu(vector)
-        context, mask = self._context(cond)
+        context, mask = standing_context(self.always, cond)
         rotary = None if self.cos is None else (self.cos, self.sin)
         for block in self.blocks:
             x = block(x, vector, context=context, mask=mask, rotary=rotary)
         shift, scale = self.modulation(vector)[:, None].chunk(2, dim=-1)
         x = self.out(modulate(self.norm(x), shift, scale))  # b n (c p)
         return depth_to_space(x.transpose(1, 2).unflatten(2, self.size), self.patch)
-
-    def _context(self, cond: Conditioning) -> tuple[Tensor | None, Tensor | None]:
-        """The condition tokens and mask, behind the learned token that always stands."""
-        if cond.tokens is None or cond.mask is None or self.always is None:
-            return None, None
-        always = self.always.to(cond.tokens.dtype).expand(len(cond.tokens), -1, -1)
-        mask = functional.pad(cond.mask, (1, 0), value=True)
-        return torch.cat([always, cond.tokens], dim=1), mask
 
 
 def _check(latent: LatentSpec, patch: int, width: int, heads: int) -> None:
@@ -134,10 +128,3 @@ def _check(latent: LatentSpec, patch: int, width: int, heads: int) -> None:
         )
     if width % heads or (width // heads) % 2:
         raise ValueError(f"width {width} cannot be split into {heads} heads of an even width")
-
-
-def _initialise(module: nn.Module) -> None:
-    """Xavier weights and no bias, except where the block wants zeros."""
-    if isinstance(module, nn.Linear) and module.weight.any():
-        nn.init.xavier_uniform_(module.weight)
-        nn.init.zeros_(module.bias)
