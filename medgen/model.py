@@ -171,4 +171,4 @@ class GenerativeModel(nn.Module):
         cond = (
             self.conditioner.null(len(conditions)) if null else self.conditioner.encode(conditions)
         )
-        return self.objective.field(partial(self.backbone, cond=cond))
+        return self.objective.field(self.backbone.bind(cond))

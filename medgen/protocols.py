@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Protocol, runtime_checkable
 
 from torch import Tensor, nn
@@ -32,6 +33,7 @@ from medgen.types import (
 class Codec(nn.Module, ABC):
     """Images (b c *s) in [-1, 1] to latents and back."""
 
+    domain: Domain
     latent: LatentSpec
 
     @abstractmethod
@@ -98,6 +100,10 @@ class Backbone(nn.Module, ABC):
     @abstractmethod
     def forward(self, z: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
         """Latents (b c *s) and times (b,) in [0, 1] to (b c *s), or logits (b *s v) for tokens."""
+
+    def bind(self, cond: Conditioning) -> Net:
+        """The network under conditions, for one run of a sampler; it may keep what it computed."""
+        return partial(self, cond=cond)
 
 
 @runtime_checkable

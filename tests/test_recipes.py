@@ -16,6 +16,17 @@ SMALL = {
         "backbone.attention=[false, false]",
         "backbone.blocks=1",
     ],
+    "token_transformer": ["backbone.depth=1", "backbone.width=32", "backbone.heads=2"],
+    "tokenizer": [
+        "codec.channels=[8, 16]",
+        "codec.vocab=16",
+        "codec.train.images=32",
+        "codec.train.batch=8",
+        "codec.train.validate_every=32",
+        "codec.train.checkpoint_every=32",
+        "codec.train.autoencoder_warmup=16",
+        "codec.losses={critic_channels: 8, perceptual: features}",
+    ],
     "dit": ["backbone.depth=1", "backbone.width=32", "backbone.heads=2"],
     "autoencoder": [
         "codec.channels=[8, 16]",

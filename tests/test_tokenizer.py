@@ -193,7 +193,8 @@ def test_micro_batches_train_too():
 def test_a_collapsed_codebook_is_unfit(whole):
     codec, images = small(), Blobs(32).images
     codec.train()(images)
-    codec.quantizer.net._codebook.embed.copy_(codec.quantizer.net._codebook.embed[:, :1])
+    codes = codec.averaged["quantizer.embed"]
+    codes.copy_(codes[:, :1].clone())
     found = " ".join(check_health(codec, images, min_psnr=0, min_ssim=-1).problems)
     assert "its codebook collapsed: 3% of its 32 codes" in found
     assert "perplexity of 1" in found

@@ -13,15 +13,17 @@ from medgen.backbones.grids import GridDoor, TransformerControl, check_door, tok
 from medgen.nn.blocks import (
     AdaLNZeroBlock,
     check_doors,
+    initialise,
     mlp,
     modulate,
     rotary_angles,
     sincos_positions,
+    standing_context,
     timestep_embedding,
     zero_linear,
 )
 from medgen.nn.nd import depth_to_space, space_to_depth
-from medgen.nn.space_time import FactorisedAttention, interleaved
+from medgen.nn.space_time import factorise
 from medgen.protocols import Backbone
 from medgen.registry import register
 from medgen.types import Conditioning, CondSpec, LatentSpec
@@ -99,8 +101,8 @@ class DiT(Backbone):
             for _ in range(depth)
         )
         if factorised:
-            _factorise(self.blocks, self.size, width // heads if modern else None)
-        self.apply(_initialise)
+            factorise(self.blocks, self.size, width // heads if modern else None)
+        self.apply(initialise)
         self.norm = nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)
         self.modulation = zero_linear(width, 2 * width)
         self.out = zero_linear(width, latent.channels * voxels)
@@ -129,7 +131,7 @@ class DiT(Backbone):
         vector = vector[:, None]  # b 1 d
         if self.spade is not None and cond.grid is not None:
             vector = vector + self.spade(self._patches(cond.grid.to(z.dtype)))  # b n d
-        context, mask = self._context(cond)
+        context, mask = standing_context(self.always, cond)
         rotary = None if self.cos is None else (self.cos, self.sin)
         vector = functional.silu(vector)
         how = {"vector": vector, "context": context, "mask": mask, "rotary": rotary}
@@ -148,21 +150,6 @@ class DiT(Backbone):
         """Voxels (b c *s) as one row a token (b n (c p))."""
         return space_to_depth(x, self.patch).flatten(2).transpose(1, 2)
 
-    def _context(self, cond: Conditioning) -> tuple[Tensor | None, Tensor | None]:
-        """The condition tokens and mask, behind the learned token that always stands."""
-        if cond.tokens is None or cond.mask is None or self.always is None:
-            return None, None
-        always = self.always.to(cond.tokens.dtype).expand(len(cond.tokens), -1, -1)
-        mask = functional.pad(cond.mask, (1, 0), value=True)
-        return torch.cat([always, cond.tokens], dim=1), mask
-
-
-def _factorise(blocks: nn.ModuleList, size: tuple[int, ...], head: int | None) -> None:
-    """Let blocks attend within frames and along time in turn."""
-    for block, along in zip(blocks, interleaved(len(blocks)), strict=True):
-        assert isinstance(block, AdaLNZeroBlock)
-        block.attention = FactorisedAttention(block.attention, size, along, head)
-
 
 def _check(latent: LatentSpec, patch: tuple[int, ...], width: int, heads: int) -> None:
     if latent.domain != "continuous":
@@ -178,10 +165,3 @@ def _check(latent: LatentSpec, patch: tuple[int, ...], width: int, heads: int) -
         )
     if width % heads or (width // heads) % 2:
         raise ValueError(f"width {width} cannot be split into {heads} heads of an even width")
-
-
-def _initialise(module: nn.Module) -> None:
-    """Xavier weights and no bias, except where the block wants zeros."""
-    if isinstance(module, nn.Linear) and module.weight.any():
-        nn.init.xavier_uniform_(module.weight)
-        nn.init.zeros_(module.bias)

@@ -59,6 +59,7 @@ class Autoencoder(LearnedCodec):
         2025, arXiv 2501.03575, section 3.
     """
 
+    domain = "continuous"
     basis: Tensor
 
     def __init__(

@@ -42,6 +42,7 @@ class Tokenizer(LearnedCodec):
         al. 2021, arXiv 2012.09841. Quantizers: `medgen/codecs/quantizers.py`.
     """
 
+    domain = "tokens"
     basis: Tensor
 
     def __init__(

@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from medgen.protocols import Domain
 from medgen.registry import register
 from medgen.types import Field
 
@@ -71,7 +72,7 @@ class ClassifierFree:
             if not inside.any():
                 return towards
             guided = _extrapolate(null(z, t), towards, self.scale)
-            return torch.where(_over(inside, z), guided, towards)
+            return torch.where(_over(inside, towards), guided, towards)
 
         return field
 
@@ -84,7 +85,7 @@ class ClassifierFreeZero:
     While t is below `zero_share` the field is zero and nothing is evaluated: z stays, t advances.
     The authors' default is one solver step. A multistep sampler remembers the still start, so that
     AB2's first real step is half as long again. If the still start alone helps much, the model is
-    under-trained.
+    under-trained. Tokens cannot stay still, so it guides continuous fields only.
 
     Args:
         scale: 1 leaves the conditional field, after the still start.
@@ -95,6 +96,8 @@ class ClassifierFreeZero:
 
     Source: Fan et al. 2025, arXiv 2503.18886.
     """
+
+    domain: Domain = "continuous"
 
     def __init__(self, scale: float = 2.0, zero_share: float = 0.04) -> None:
         if not 0 <= zero_share < 1:
@@ -115,7 +118,7 @@ class ClassifierFreeZero:
             velocity = conditional(z, t)
             if null is not None:
                 base = null(z, t)
-                base = base * _over(best_scale(velocity, base), z).to(base.dtype)
+                base = base * _over(best_scale(velocity, base), base).to(base.dtype)
                 velocity = _extrapolate(base, velocity, self.scale)
             return torch.where(_over(moving, z), velocity, torch.zeros_like(velocity))
 
@@ -175,9 +178,9 @@ def _extrapolate(base: Tensor, towards: Tensor, scale: float) -> Tensor:
     return base + scale * (towards - base)
 
 
-def _over(values: Tensor, z: Tensor) -> Tensor:
-    """One value a sample, (b,), shaped to meet z (b c *s)."""
-    return values.view(-1, *[1] * (z.ndim - 1))
+def _over(values: Tensor, output: Tensor) -> Tensor:
+    """One value a sample, (b,), shaped to meet the output of a field: (b c *s) or (b *s v)."""
+    return values.view(-1, *[1] * (output.ndim - 1))
 
 
 def _scale(scale: float) -> float:
