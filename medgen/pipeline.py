@@ -180,9 +180,9 @@ class Run:
         return Filters.fitted(self.recipe.sections, self.studies)
 
     def _plan(self, model: GenerativeModel) -> Plan:
-        """What the recipe asks for; a recipe with masks asks for those of training studies."""
+        """What the recipe asks for: findings, or, if it reads more, what training studies hold."""
         settings = self.recipe.sections["sample"]
-        if model.drawn.mask_classes:
+        if model.conditioner.reads - {"label"}:
             return plan_like(
                 model, self.split("train"), count=settings["count"], seed=settings["seed"]
             )

@@ -7,6 +7,7 @@ from dataclasses import replace
 from torch import Tensor, nn
 
 from medgen.codecs.autoencoder import Autoencoder
+from medgen.codecs.losses import apart, is_clip
 from medgen.codecs.quantizers import QuantizerName
 from medgen.codecs.tokenizer import Tokenizer
 from medgen.protocols import LearnedCodec
@@ -33,12 +34,12 @@ class Frames(LearnedCodec):
 
     def encode(self, image: Tensor) -> Tensor:
         """Latents (b c t h w), or tokens (b t h w), of clips (b c t h w)."""
-        return _clips(self.image.encode(_frames(image)), len(image))
+        return _clips(self.image.encode(apart(image)), len(image))
 
     def decode(self, z: Tensor) -> Tensor:
         """Clips (b c t h w), held to [-1, 1], of latents or tokens of any number of frames."""
         tokens = self.latent.domain == "tokens"
-        return _clips(self.image.decode(z.flatten(0, 1) if tokens else _frames(z)), len(z))
+        return _clips(self.image.decode(z.flatten(0, 1) if tokens else apart(z)), len(z))
 
     def forward(self, image: Tensor, rng: Rng | None = None) -> Reconstruction:
         """A reconstruction of clips; penalties are means over their frames."""
@@ -46,7 +47,7 @@ class Frames(LearnedCodec):
         each = None
         if rng is not None:
             each = Rng([derive(seed, "frame", k) for seed in rng.seeds for k in range(frames)])
-        made = self.image(_frames(image), each)
+        made = self.image(apart(image), each)
         penalties = {
             name: value.unflatten(0, (count, frames)).mean(dim=1)
             for name, value in made.penalties.items()
@@ -66,7 +67,7 @@ class Frames(LearnedCodec):
 
     def fit(self, images: Tensor) -> None:
         """Measure the latents' shift and scale on clips in [-1, 1], best the training split."""
-        self.image.fit(_frames(images))
+        self.image.fit(apart(images))
 
 
 @register("codec", "frame_autoencoder")
@@ -155,16 +156,11 @@ class FrameTokenizer(Frames):
 
 
 def _of_frames(schema: Schema) -> Schema:
-    if not schema.time or len(schema.size) != 3:
+    if not is_clip(schema):
         raise ValueError(
             f"a codec of frames takes clips (time, height, width), got studies of {schema.size}"
         )
     return replace(schema, size=schema.size[1:], spacing=schema.spacing[1:], time=False)
-
-
-def _frames(clips: Tensor) -> Tensor:
-    """Clips (b c t h w) as images (b*t c h w)."""
-    return clips.transpose(1, 2).flatten(0, 1)
 
 
 def _clips(images: Tensor, count: int) -> Tensor:

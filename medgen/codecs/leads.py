@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from medgen.codecs.pixels import Pixels
-from medgen.codecs.whitening import Whiten
+from medgen.codecs.whitening import Whiten, Whitening
 from medgen.protocols import Codec
 from medgen.registry import register
 from medgen.types import Schema
@@ -49,6 +49,11 @@ class Leads(Codec):
         self.latent = self.blocks.latent
         rows = [[-1, 1], [-0.5, -0.5], [1, -0.5], [-0.5, 1]]
         self.register_buffer("limbs", torch.tensor(rows), persistent=False)
+
+    @property
+    def whitening(self) -> Whitening:
+        """Shift and scale of the latents' channels."""
+        return self.blocks.whitening
 
     def encode(self, image: Float[Tensor, "b c *s"]) -> Float[Tensor, "b c *s"]:
         """Latents of the independent leads."""

@@ -66,7 +66,7 @@ def describe(dataset: Dataset, conditions: Batch) -> dict[str, Any]:
         "patients": len({study.patient for study in dataset.studies}),
         **geometry_of(dataset.schema, conditions),
     }
-    if conditions.label is not None:
+    if conditions.label is not None and dataset.schema.findings:
         known = conditions.label[(conditions.label >= 0).all(dim=1)]
         rows, counts = torch.unique(known, dim=0, return_counts=True)
         found["labels"] = {"rows": rows.tolist(), "counts": counts.tolist()}
