@@ -34,6 +34,9 @@ from medgen.recipe import Recipe, check
 from medgen.settings import ProveSettings, TrainSettings
 from medgen.types import Schema
 
+CONTROL = "backbone.control."
+"""Tensors of a ControlNet begin so."""
+
 
 def build_dataset(section: dict[str, Any], root: Path | None) -> Dataset:
     """The dataset of a recipe's `data` section.
@@ -81,17 +84,20 @@ def build_model(sections: dict[str, Any], schema: Schema, codec: Codec) -> Gener
         for name, part in sections["conditioner"].items()
     }
     conditioner = JointConditioner(conditioners)
+    parts = {
+        kind: registry.build(
+            kind, sections[kind]["type"], _arguments(sections[kind]), latent=codec.latent
+        )
+        for kind in ("objective", "sampler")
+    }
     backbone = registry.build(
         "backbone",
         sections["backbone"]["type"],
         _arguments(sections["backbone"]),
         latent=codec.latent,
         cond=conditioner.spec,
+        causal=getattr(parts["objective"], "causal", False),
     )
-    parts = {
-        kind: registry.build(kind, sections[kind]["type"], _arguments(sections[kind]))
-        for kind in ("objective", "sampler")
-    }
     left_out = ("dropout", "weak")
     guidance = {k: v for k, v in _arguments(sections["guidance"]).items() if k not in left_out}
     return GenerativeModel(
@@ -139,7 +145,7 @@ def from_pretrained(
     model.source = metadata["digest"]
     model.recipe = sections
     model.statistics = json.loads(metadata.get("statistics", "{}"))
-    if "weak" in model.guidance.needs:
+    if model.guided_by_weak:
         model.weak = _weak_model(folder / WEAK, model).to(device).eval()
     return model.to(device).eval()
 
@@ -173,22 +179,26 @@ def load_codec(path: str | Path) -> Codec:
     return codec.eval()
 
 
-def start_from(model: GenerativeModel, path: str, say: Callable[[str], None]) -> str:
+def start_from(
+    model: GenerativeModel, path: str, say: Callable[[str], None], *, freeze: bool = False
+) -> str:
     """Give conditioner and backbone the weights of another generator, as far as they fit.
 
     An imported backbone is taken as it is: it says nothing of a codec or of conditions.
+    A ControlNet that the other did not have becomes a copy of the network that it controls.
 
     Args:
         model: freshly built, on its own codec.
         path: the other generator's checkpoint, or an imported backbone's.
         say: told one sentence about what was taken.
+        freeze: what was copied does not learn.
 
     Returns:
         Content digest of the checkpoint.
 
     Raises:
         CheckpointError: it is absent, damaged, a codec's, was trained on latents of another codec,
-            or most of the backbone does not fit.
+            most of the backbone does not fit, or nothing is left to learn.
     """
     folder = find_checkpoint(path)
     state, metadata = read_weights(folder)
@@ -205,12 +215,18 @@ def start_from(model: GenerativeModel, path: str, say: Callable[[str], None]) ->
     own = {name: tensor for name, tensor in state.items() if not name.startswith("codec.")}
     learning = torch.nn.ModuleDict({"conditioner": model.conditioner, "backbone": model.backbone})
     found = load_grown(learning, own)
-    fresh = sum(name.startswith("backbone.") for name in found["fresh"])
-    if 2 * fresh > len(model.backbone.state_dict()):
+    base = [name for name in learning.state_dict() if _of_base(name)]
+    fresh = sum(_of_base(name) for name in found["fresh"])
+    if 2 * fresh > len(base):
         raise CheckpointError(
             f"{folder}: most of its weights do not fit the backbone of the recipe; give both the "
             "same backbone, or leave train.init_from out"
         )
+    control: Any = getattr(model.backbone, "control", None)
+    if control is not None and not any(name.startswith(CONTROL) for name in own):
+        control.copy_from(model.backbone)
+    if freeze:
+        _freeze(learning, found["copied"], folder)
     say(
         f"Starting from {folder}: {len(found['copied'])} tensors copied, "
         f"{len(found['grown'])} grown, {len(found['fresh'])} fresh"
@@ -239,6 +255,23 @@ def start_codec_from(codec: Codec, path: str, say: Callable[[str], None]) -> str
     load_into(codec, state, source=str(folder))
     say(f"Starting from {folder}: {len(state)} tensors copied")
     return metadata["digest"]
+
+
+def _of_base(name: str) -> bool:
+    """Whether a tensor is the backbone's own, not that of a ControlNet beside it."""
+    return name.startswith("backbone.") and not name.startswith(CONTROL)
+
+
+def _freeze(learning: torch.nn.Module, names: list[str], folder: Path) -> None:
+    """Let the tensors of these names learn no more."""
+    parameters = dict(learning.named_parameters())
+    for name in set(names) & parameters.keys():
+        parameters[name].requires_grad_(False)
+    if not any(parameter.requires_grad for parameter in parameters.values()):
+        raise CheckpointError(
+            f"{folder}: train.freeze leaves nothing to learn, the recipe's model is the same; add "
+            "a condition or a ControlNet, or leave train.freeze out"
+        )
 
 
 def checkpoint_metadata(

@@ -143,7 +143,7 @@ def test_the_autoencoder_of_maisi(tmp_path):
             save_mem=False,
         )
     )
-    check_autoencoder(network, network.state_dict(), tmp_path, (8, 8, 12))
+    check_autoencoder(network, network.state_dict(), tmp_path, (32, 8, 12))
 
 
 def check_unet(network, state, folder, facts, **vectors):

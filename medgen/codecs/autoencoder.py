@@ -3,28 +3,33 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from medgen.codecs.losses import kl_divergence
 from medgen.codecs.memory import MEMORY, Plan, make_plan
 from medgen.codecs.pixels import block_transform, cosine_basis, inverse_block_transform
 from medgen.codecs.slabs import forward_in_slabs
 from medgen.codecs.whitening import Whitening
-from medgen.protocols import Codec
+from medgen.protocols import LearnedCodec
 from medgen.registry import register
-from medgen.types import LatentSpec, Schema
+from medgen.rng import Rng
+from medgen.types import LatentSpec, Reconstruction, Schema
 
 if TYPE_CHECKING:
     from monai.networks.nets.autoencoderkl import AutoencoderKL
 
+GROUPS = 8
+"""Channels are normalised in so many groups, unless a setting says otherwise."""
 _LOGVAR_RANGE = (-30.0, 20.0)
 
 
 @register("codec", "autoencoder")
-class Autoencoder(Codec):
+class Autoencoder(LearnedCodec):
     """A convolutional encoder to a Gaussian posterior, and a decoder from its mean.
 
     A latent is smaller than the image by patch * 2^(levels - 1) along every axis: three levels
@@ -58,6 +63,7 @@ class Autoencoder(Codec):
         2025, arXiv 2501.03575, section 3.
     """
 
+    domain = "continuous"
     basis: Tensor
 
     def __init__(
@@ -69,14 +75,20 @@ class Autoencoder(Codec):
         blocks: int = 2,
         patch: int = 1,
         attention: bool | tuple[bool, ...] = False,
-        groups: int = 8,
+        groups: int = GROUPS,
         upsampling: Literal["nearest", "linear"] = "nearest",
         intensities: Literal["signed", "unit"] = "signed",
     ) -> None:
         super().__init__()
         from monai.networks.nets.autoencoderkl import AutoencoderKL
 
-        _check(schema, channels, latent_channels, blocks, patch, groups)
+        counts = {
+            "latent_channels": latent_channels,
+            "blocks": blocks,
+            "patch": patch,
+            "groups": groups,
+        }
+        check_network(schema, channels, counts)
         levels, middle = _attending(attention, len(channels))
         axes = len(schema.size)
         factor = patch * 2 ** (len(channels) - 1)
@@ -101,7 +113,7 @@ class Autoencoder(Codec):
         )
         self.unit = intensities == "unit"
         if upsampling == "linear":
-            interpolate_linearly(self.net)
+            _interpolate_linearly(self.net)
         self.whitening = Whitening(latent_channels, "channel")
         self.register_buffer("basis", cosine_basis(patch, axes), persistent=False)
         self.memory = MEMORY
@@ -139,18 +151,19 @@ class Autoencoder(Codec):
     def _decode(self, z: Tensor, slabs: int) -> Tensor:
         return self.reconstruct(self.whitening.inverse(z), slabs).clamp(-1, 1)
 
-    def forward(self, image: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """What training looks at: a reconstruction from a drawn latent, and the posterior.
+    def forward(self, image: Tensor, rng: Rng | None = None) -> Reconstruction:
+        """What training looks at: a reconstruction from a drawn latent, and the KL divergence.
 
         Args:
             image: (b c *s) in [-1, 1].
-            noise: standard normal numbers of the latent's shape.
-
-        Returns:
-            The reconstruction, not held to [-1, 1], and the posterior's mean and log-variance.
+            rng: draws the latents from their posteriors; None takes the means.
         """
         mean, logvar = self.posterior(image)
-        return self.reconstruct(mean + (0.5 * logvar).exp() * noise), mean, logvar
+        z = mean
+        if rng is not None:
+            z = mean + (0.5 * logvar).exp() * rng.normal(self.latent.shape).to(image.device)
+        kl = kl_divergence(mean.float(), logvar.float())
+        return Reconstruction(self.reconstruct(z), {"kl": kl})
 
     def posterior(self, image: Float[Tensor, "b c *s"], slabs: int = 1) -> tuple[Tensor, Tensor]:
         """Mean and log-variance of the latent's Gaussian posterior, before whitening.
@@ -187,14 +200,15 @@ def _forward(network: nn.Module, x: Tensor, slabs: int) -> Tensor:
     return network(x) if slabs == 1 else forward_in_slabs(blocks, x, slabs)
 
 
-def interpolate_linearly(network: nn.Module) -> None:
+def _interpolate_linearly(network: nn.Module) -> None:
     """Let a decoder's upsampling interpolate instead of repeating voxels."""
     from monai.networks.blocks.upsample import UpSample
 
     for module in network.modules():
         if isinstance(module, UpSample):
-            kernel = module.postconv.conv
-            module[0].mode = "bilinear" if isinstance(kernel, nn.Conv2d) else "trilinear"
+            grow: Any = module[0]
+            convolution: Any = module.postconv
+            grow.mode = "bilinear" if isinstance(convolution.conv, nn.Conv2d) else "trilinear"
 
 
 def _attending(attention: bool | tuple[bool, ...], levels: int) -> tuple[tuple[bool, ...], bool]:
@@ -209,27 +223,30 @@ def _attending(attention: bool | tuple[bool, ...], levels: int) -> tuple[tuple[b
     return attention[:-1], attention[-1]
 
 
-def _check(
-    schema: Schema,
-    channels: tuple[int, ...],
-    latent_channels: int,
-    blocks: int,
-    patch: int,
-    groups: int,
-) -> None:
+def check_network(schema: Schema, channels: tuple[int, ...], counts: Mapping[str, int]) -> None:
+    """Refuse settings with which a convolutional encoder and decoder cannot be built.
+
+    Args:
+        schema: of the images.
+        channels: features of every level.
+        counts: settings that must be 1 or more, by name; `patch` and `groups` among them.
+
+    Raises:
+        ValueError: the image is not divisible by the factor, or a setting is out of range.
+    """
     if len(schema.size) not in (2, 3):
         raise ValueError(f"size: expected images of 2 or 3 axes, got {schema.size}")
-    if min(latent_channels, blocks, patch, groups) < 1:
-        raise ValueError(
-            "latent_channels, blocks, patch and groups: expected 1 or more, got "
-            f"{latent_channels}, {blocks}, {patch} and {groups}"
-        )
+    small = [name for name, value in counts.items() if value < 1]
+    if small:
+        raise ValueError(f"{', '.join(small)}: expected 1 or more")
+    groups = counts["groups"]
     if not channels or any(width < 1 or width % groups for width in channels):
         raise ValueError(f"channels: expected multiples of {groups}, got {channels}")
-    factor = patch * 2 ** (len(channels) - 1)
+    factor = counts["patch"] * 2 ** (len(channels) - 1)
     if any(side % factor for side in schema.size):
         fitting = tuple(math.ceil(side / factor) * factor for side in schema.size)
         raise ValueError(
-            f"channels: {len(channels)} levels with patch {patch} shrink images by {factor}, but "
-            f"{schema.size} is not divisible by {factor}; use images of {fitting} or fewer levels"
+            f"channels: {len(channels)} levels with patch {counts['patch']} shrink images by "
+            f"{factor}, but {schema.size} is not divisible by {factor}; use images of {fitting} or "
+            "fewer levels"
         )
