@@ -87,7 +87,7 @@ class GenerativeModel(nn.Module):
         """Loss of every sample, (b,), from latents and their conditions.
 
         Args:
-            z: latents of the codec, (b c *s).
+            z: latents of the codec, (b c *s), or its tokens (b *s).
             conditions: the studies' conditions, on the device of `z`.
             rng: one generator a sample; times, noise and dropped conditions are drawn from it.
         """

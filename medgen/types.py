@@ -17,6 +17,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 Domain = Literal["continuous", "tokens"]
+Latents = Float[Tensor, "b c *s"] | Int[Tensor, "b *s"]
+"""Continuous, of unit variance, or tokens (int64)."""
 Net = Callable[[Tensor, Tensor], Tensor]
 """(z_t, t) -> output of a network whose conditions are already bound; t is (b,) in [0, 1]."""
 Progress = Callable[[str], AbstractContextManager[Callable[[int, int], None]]]
