@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
-from medgen.data.export import write_image, write_mask
+from medgen.data.export import write_ecg, write_image, write_mask
 from medgen.disk import write_bytes
 from medgen.synthesis.chain import chained
 from medgen.types import Batch, Schema
@@ -38,7 +38,13 @@ def condition_of(conditions: Batch, index: int, schema: Schema) -> dict[str, Any
 
 
 def write_sample(
-    folder: Path, name: str, image: Tensor, mask: Tensor | None, schema: Schema
+    folder: Path,
+    name: str,
+    image: Tensor,
+    mask: Tensor | None,
+    schema: Schema,
+    *,
+    ecg: Tensor | None = None,
 ) -> dict[str, dict[str, str]]:
     """Write one sample's files.
 
@@ -48,13 +54,16 @@ def write_sample(
         image: (c *s) in [-1, 1].
         mask: (*s) classes that it was asked for, or None.
         schema: of the samples.
+        ecg: (leads samples) in mV that a clip was asked for, or None.
 
     Returns:
-        For "image" and "mask": path within the dataset and SHA-256 of the file.
+        For "image", "mask" and "ecg": path within the dataset and SHA-256 of the file.
     """
     files = {"image": write_image(folder / "images" / name, image, schema)}
     if mask is not None:
         files["mask"] = write_mask(folder / "masks" / name, mask, schema)
+    if ecg is not None:
+        files["ecg"] = write_ecg(folder / "ecgs" / name, ecg, schema)
     return {
         kind: {
             "path": str(path.relative_to(folder)),
@@ -110,9 +119,9 @@ def _lines(records: list[dict[str, Any]]) -> bytes:
 
 
 def _table(schema: Schema, records: list[dict[str, Any]]) -> str:
-    masks = any("mask" in record["files"] for record in records)
+    kinds = [k for k in ("mask", "ecg") if any(k in record["files"] for record in records)]
     findings = ("finding",) if schema.exclusive else schema.findings
-    columns = ["image", *(["mask"] if masks else []), "patient", "split", *findings]
+    columns = ["image", *kinds, "patient", "split", *findings]
     columns += schema.scalars
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, lineterminator="\n")
@@ -120,8 +129,7 @@ def _table(schema: Schema, records: list[dict[str, Any]]) -> str:
     for record in records:
         asked = record["condition"]
         row: dict[str, Any] = {"image": record["files"]["image"]["path"]}
-        if masks:
-            row["mask"] = record["files"]["mask"]["path"]
+        row |= {kind: record["files"][kind]["path"] for kind in kinds}
         row |= {"patient": record["id"], "split": "train"}
         if schema.exclusive:
             row["finding"] = asked.get("finding") or ""
@@ -152,6 +160,10 @@ for research and to train models; never for diagnosis, and never in a validation
 
 def _unit(schema: Schema) -> str:
     """How the files store intensities, and mm between voxels where they are known."""
+    if schema.time and len(schema.size) == 1:
+        return f", {1 / schema.spacing[0]:g} samples a second, mV in steps of 1 uV"
+    if schema.time:
+        return f", {1 / schema.spacing[0]:g} frames a second, 8 bit"
     if len(schema.size) == 2:
         return ", 8 bit"
     spacing = f", {' x '.join(f'{mm:g}' for mm in schema.spacing)} mm" if schema.spacing else ""

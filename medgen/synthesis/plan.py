@@ -15,6 +15,7 @@ from torch import Tensor
 
 from medgen.data.files import read_mask
 from medgen.data.splits import load
+from medgen.data.timed import read_timed_mask
 from medgen.data.volumes import read_volume
 from medgen.errors import DataError, did_you_mean
 from medgen.model import GenerativeModel
@@ -169,14 +170,14 @@ def plan_from_table(schema: Schema, table: Path, *, seed: int = 0) -> Plan:
 
 
 def mask_folder(folder: Path, schema: Schema) -> Tensor:
-    """Every mask of a folder, PNG files or NIfTI files of volumes, in the order of names.
+    """Every mask of a folder, PNG files, NIfTI files of volumes or AVI files of clips, in the order of names.
 
     Raises:
         DataError: the model takes no masks, the folder holds none, or one does not fit.
     """
     if not schema.mask_classes:
         raise DataError("this model was trained without masks; leave --masks out")
-    pattern = "*.png" if len(schema.size) == 2 else "*.nii*"
+    pattern = "*.avi" if schema.time else "*.png" if len(schema.size) == 2 else "*.nii*"
     return read_masks(sorted(folder.glob(pattern)), schema)
 
 
@@ -191,8 +192,7 @@ def read_masks(files: list[Path], schema: Schema) -> Tensor:
     classes = max(len(schema.mask_classes), 1)
     masks = []
     for file in files:
-        stored = read_mask(file) if len(schema.size) == 2 else read_volume(file).voxels
-        values = torch.from_numpy(stored.astype(np.int64))
+        values = _stored_mask(file, schema)
         if classes == 2 and set(values.unique().tolist()) <= {0, 255}:
             values = values.clamp(max=1)
         if values.max() >= classes:
@@ -202,6 +202,14 @@ def read_masks(files: list[Path], schema: Schema) -> Tensor:
         )
         masks.append(resized[0, 0].long())
     return torch.stack(masks)
+
+
+def _stored_mask(file: Path, schema: Schema) -> Tensor:
+    """Classes (*s) of a file, as they are stored."""
+    if schema.time:
+        return read_timed_mask(file)
+    stored = read_mask(file) if len(schema.size) == 2 else read_volume(file).voxels
+    return torch.from_numpy(stored.astype(np.int64))
 
 
 def _even(available: int, count: int, rng: np.random.Generator) -> Tensor:

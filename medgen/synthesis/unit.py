@@ -59,6 +59,7 @@ def record_sample(
 ) -> dict[str, Any]:
     """Write one sample's files below a folder; returns its line of the manifest."""
     mask = None if plan.conditions.mask is None else plan.conditions.mask[index]
+    ecg = None if plan.conditions.ecg is None else plan.conditions.ecg[index]
     provenance = Provenance(
         id=sample_name(index),
         synthetic=True,
@@ -66,5 +67,5 @@ def record_sample(
         seed=seed,
         condition=condition_of(plan.conditions, index, model.drawn),
     )
-    files = write_sample(out, sample_name(index), image, mask, model.drawn)
+    files = write_sample(out, sample_name(index), image, mask, model.drawn, ecg=ecg)
     return {**asdict(provenance), "index": index, "files": files}
