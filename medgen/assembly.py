@@ -34,6 +34,9 @@ from medgen.recipe import Recipe, check
 from medgen.settings import ProveSettings, TrainSettings
 from medgen.types import Schema
 
+CONTROL = "backbone.control."
+"""Tensors of a ControlNet begin so."""
+
 
 def build_dataset(section: dict[str, Any], root: Path | None) -> Dataset:
     """The dataset of a recipe's `data` section.
@@ -81,18 +84,22 @@ def build_model(sections: dict[str, Any], schema: Schema, codec: Codec) -> Gener
         for name, part in sections["conditioner"].items()
     }
     conditioner = JointConditioner(conditioners)
+    parts = {
+        kind: registry.build(
+            kind, sections[kind]["type"], _arguments(sections[kind]), latent=codec.latent
+        )
+        for kind in ("objective", "sampler")
+    }
     backbone = registry.build(
         "backbone",
         sections["backbone"]["type"],
         _arguments(sections["backbone"]),
         latent=codec.latent,
         cond=conditioner.spec,
+        causal=getattr(parts["objective"], "causal", False),
     )
-    parts = {
-        kind: registry.build(kind, sections[kind]["type"], _arguments(sections[kind]))
-        for kind in ("objective", "sampler")
-    }
-    guidance = {k: v for k, v in _arguments(sections["guidance"]).items() if k != "dropout"}
+    left_out = ("dropout", "weak")
+    guidance = {k: v for k, v in _arguments(sections["guidance"]).items() if k not in left_out}
     return GenerativeModel(
         schema,
         codec,
@@ -138,13 +145,20 @@ def from_pretrained(
     model.source = metadata["digest"]
     model.recipe = sections
     model.statistics = json.loads(metadata.get("statistics", "{}"))
-    weak = folder / WEAK
-    if "weak" in model.guidance.needs:
-        if not weak.is_file():
-            raise CheckpointError(f"{folder}: autoguidance needs {WEAK}, which is not there")
-        model.weak = build_model(sections, schema, model.codec).to(device).eval()
-        load_into(model.weak, read_weights(weak)[0], source=str(weak))
+    if model.guided_by_weak:
+        model.weak = _weak_model(folder / WEAK, model).to(device).eval()
     return model.to(device).eval()
+
+
+def _weak_model(path: Path, strong: GenerativeModel) -> GenerativeModel:
+    """The weak model of autoguidance, on the codec of the strong one."""
+    if not path.is_file():
+        raise CheckpointError(f"{path.parent}: autoguidance needs {path.name}, which is not there")
+    state, metadata = read_weights(path)
+    weak = build_model(json.loads(metadata["recipe"]), strong.schema, strong.codec)
+    load_into(weak, state, source=str(path))
+    weak.source = metadata["digest"]
+    return weak
 
 
 def load_codec(path: str | Path) -> Codec:
@@ -163,20 +177,25 @@ def load_codec(path: str | Path) -> Codec:
     return codec.eval()
 
 
-def start_from(model: GenerativeModel, path: str, say: Callable[[str], None]) -> str:
+def start_from(
+    model: GenerativeModel, path: str, say: Callable[[str], None], *, freeze: bool = False
+) -> str:
     """Give conditioner and backbone the weights of another generator, as far as they fit.
+
+    A ControlNet that the other did not have becomes a copy of the network that it controls.
 
     Args:
         model: freshly built, on its own codec.
         path: the other generator's checkpoint.
         say: told one sentence about what was taken.
+        freeze: what was copied does not learn.
 
     Returns:
         Content digest of the checkpoint.
 
     Raises:
         CheckpointError: it is absent, damaged, a codec's, was trained on latents of another codec,
-            or most of the backbone does not fit.
+            most of the backbone does not fit, or nothing is left to learn.
     """
     folder = find_checkpoint(path)
     state, metadata = read_weights(folder)
@@ -192,17 +211,40 @@ def start_from(model: GenerativeModel, path: str, say: Callable[[str], None]) ->
     own = {name: tensor for name, tensor in state.items() if not name.startswith("codec.")}
     learning = torch.nn.ModuleDict({"conditioner": model.conditioner, "backbone": model.backbone})
     found = load_grown(learning, own)
-    fresh = sum(name.startswith("backbone.") for name in found["fresh"])
-    if 2 * fresh > len(model.backbone.state_dict()):
+    base = [name for name in learning.state_dict() if _of_base(name)]
+    fresh = sum(_of_base(name) for name in found["fresh"])
+    if 2 * fresh > len(base):
         raise CheckpointError(
             f"{folder}: most of its weights do not fit the backbone of the recipe; give both the "
             "same backbone, or leave train.init_from out"
         )
+    control: Any = getattr(model.backbone, "control", None)
+    if control is not None and not any(name.startswith(CONTROL) for name in own):
+        control.copy_from(model.backbone)
+    if freeze:
+        _freeze(learning, found["copied"], folder)
     say(
         f"Starting from {folder}: {len(found['copied'])} tensors copied, "
         f"{len(found['grown'])} grown, {len(found['fresh'])} fresh"
     )
     return metadata["digest"]
+
+
+def _of_base(name: str) -> bool:
+    """Whether a tensor is the backbone's own, not that of a ControlNet beside it."""
+    return name.startswith("backbone.") and not name.startswith(CONTROL)
+
+
+def _freeze(learning: torch.nn.Module, names: list[str], folder: Path) -> None:
+    """Let the tensors of these names learn no more."""
+    parameters = dict(learning.named_parameters())
+    for name in set(names) & parameters.keys():
+        parameters[name].requires_grad_(False)
+    if not any(parameter.requires_grad for parameter in parameters.values()):
+        raise CheckpointError(
+            f"{folder}: train.freeze leaves nothing to learn, the recipe's model is the same; add "
+            "a condition or a ControlNet, or leave train.freeze out"
+        )
 
 
 def checkpoint_metadata(
@@ -242,6 +284,8 @@ def train_settings(section: dict[str, Any]) -> TrainSettings:
 def export_checkpoint(run: str | Path, out: Path, *, half: bool = False) -> str:
     """Write weights, recipe and card of a run into a new folder; returns the weights' digest.
 
+    The weak model goes with them where the recipe guides by it.
+
     Args:
         run: a checkpoint's or run's folder.
         out: a new or empty folder.
@@ -254,16 +298,24 @@ def export_checkpoint(run: str | Path, out: Path, *, half: bool = False) -> str:
     folder = find_checkpoint(run)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise OutputError(f"{out}: is not empty; choose another folder with --out")
-    state, metadata = read_weights(folder)
+    sections = json.loads(read_metadata(folder)["recipe"])
+    if (folder / CARD).is_file():
+        write_bytes(out / CARD, (folder / CARD).read_bytes())
+    write_bytes(out / RECIPE, dump_yaml(sections).encode())
+    if sections.get("guidance", {}).get("type") == "autoguidance":
+        _export_weights(folder / WEAK, out / WEAK, half)
+    return _export_weights(folder, out / WEIGHTS, half)
+
+
+def _export_weights(path: Path, out: Path, half: bool) -> str:
+    """Copy weights, perhaps in 16 bits; returns their digest."""
+    state, metadata = read_weights(path)
     if half:
         state = {
             name: tensor.half() if tensor.is_floating_point() and tensor.ndim else tensor
             for name, tensor in state.items()
         }
-    if (folder / CARD).is_file():
-        write_bytes(out / CARD, (folder / CARD).read_bytes())
-    write_bytes(out / RECIPE, dump_yaml(json.loads(metadata["recipe"])).encode())
-    return write_weights(out / WEIGHTS, state, metadata)
+    return write_weights(out, state, metadata)
 
 
 def prove_settings(section: dict[str, Any] | None, asked: dict[str, Any]) -> ProveSettings:

@@ -2,7 +2,8 @@
 
 A checkpoint is a folder that holds `model.safetensors` (averaged weights of the whole model, with
 recipe, schema, digest and version in its metadata), `recipe.yaml`, `card.md` and, for
-autoguidance, `weak.safetensors` (averaged weights of an early stage of the same run).
+autoguidance, `weak.safetensors` (a worse model: averaged weights of an early stage of the same run,
+or those of the recipe's `guidance.weak`).
 """
 
 from __future__ import annotations

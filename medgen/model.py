@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from medgen.codecs.autoencoder import Autoencoder
+from medgen.codecs.memory import Plan
 from medgen.conditioners.joint import JointConditioner
 from medgen.protocols import Backbone, Codec, Guidance, Objective, Sampler
 from medgen.rng import Rng
@@ -85,6 +87,17 @@ class GenerativeModel(nn.Module):
             ecg_rate=self.schema.ecg_rate if "ecg" in reads else 0.0,
         )
 
+    @property
+    def guided_by_weak(self) -> bool:
+        """Whether its guidance asks a weak model too."""
+        return not self.guidance.needs.isdisjoint({"weak", "weak_null"})
+
+    def decoding(self) -> Plan | None:
+        """How a micro-batch is decoded within the codec's memory; None where that takes little."""
+        if not isinstance(self.codec, Autoencoder):
+            return None
+        return self.codec.plan("decode", (self.micro_batch, *self.codec.latent.shape))
+
     def loss(self, z: Tensor, conditions: Batch, rng: Rng) -> Tensor:
         """Loss of every sample, (b,), from latents and their conditions.
 
@@ -140,10 +153,11 @@ class GenerativeModel(nn.Module):
         fields = {"conditional": self._field(conditions)}
         if "null" in self.guidance.needs:
             fields["null"] = self._field(conditions, null=True)
-        if "weak" in self.guidance.needs:
+        if self.guided_by_weak:
             if self.weak is None:
                 raise ValueError("guidance needs a weak model; set `model.weak`")
-            fields["weak"] = self.weak._field(conditions)
+            null = "weak_null" in self.guidance.needs
+            fields["weak_null" if null else "weak"] = self.weak._field(conditions, null=null)
         return self.guidance.combine(fields)
 
     def _draw(self, conditions: Batch, seeds: list[int]) -> Tensor:
@@ -157,4 +171,4 @@ class GenerativeModel(nn.Module):
         cond = (
             self.conditioner.null(len(conditions)) if null else self.conditioner.encode(conditions)
         )
-        return self.objective.field(partial(self.backbone, cond=cond))
+        return self.objective.field(self.backbone.bind(cond))

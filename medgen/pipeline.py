@@ -6,10 +6,11 @@ there: the same command again resumes.
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,19 +26,27 @@ from medgen.assembly import (
     start_from,
     train_settings,
 )
-from medgen.checkpoint import RECIPE, WEIGHTS, content_digest
+from medgen.checkpoint import (
+    RECIPE,
+    WEAK,
+    WEIGHTS,
+    content_digest,
+    find_checkpoint,
+    read_metadata,
+)
 from medgen.data.latents import cached_latents
 from medgen.data.splits import Subset, by_split, check_leakage, load
 from medgen.disk import write_bytes
 from medgen.errors import DataError, OutputError, RecipeError
 from medgen.evidence import SYNTHETIC, check_proof, evaluate_run, prove_run, report_run
 from medgen.model import GenerativeModel
-from medgen.protocols import Codec, Dataset
+from medgen.protocols import Codec, Dataset, LearnedCodec
 from medgen.recipe import Recipe, digest
 from medgen.rng import derive
+from medgen.samplers.guidance import NoGuidance
 from medgen.synthesis.plan import Plan, describe, plan, plan_like
 from medgen.training.learner import TrainingData
-from medgen.types import Batch, Progress
+from medgen.types import Batch, Progress, Schema
 
 if TYPE_CHECKING:
     from medgen.synthesis.filters import Filters
@@ -152,7 +161,8 @@ class Run:
         out = self.out / SYNTHETIC
         if not (out / "dataset.json").is_file():
             self.say(f"Drawing {self.recipe.sections['sample']['count']} synthetic studies")
-            model = from_pretrained(self.out, device=self.device)
+            how = {part: self.recipe.sections[part] for part in ("sampler", "guidance")}
+            model = from_pretrained(self.out, device=self.device, **how)
             with self.progress("drawing") as progress:
                 drawn = synthesize(
                     model, self._plan(model), out, filters=self._filters(), progress=progress
@@ -170,9 +180,9 @@ class Run:
         return Filters.fitted(self.recipe.sections, self.studies)
 
     def _plan(self, model: GenerativeModel) -> Plan:
-        """What the recipe asks for; a recipe with masks asks for those of training studies."""
+        """What the recipe asks for: findings, or, if it reads more, what training studies hold."""
         settings = self.recipe.sections["sample"]
-        if model.drawn.mask_classes:
+        if model.conditioner.reads - {"label"}:
             return plan_like(
                 model, self.split("train"), count=settings["count"], seed=settings["seed"]
             )
@@ -201,21 +211,13 @@ class Run:
         write_bytes(held, self.recipe.to_yaml().encode())
 
     def _fresh_codec(self) -> Codec:
-        with self._seeded("codec"):
+        with _seeded(self.recipe, "codec"):
             return build_codec(self.recipe.sections["codec"], self.studies.schema)
-
-    @contextmanager
-    def _seeded(self, part: str) -> Iterator[None]:
-        """Fresh weights are a function of the recipe: a killed run begins again with the same."""
-        with torch.random.fork_rng():
-            torch.manual_seed(derive(self.recipe.digest, part))
-            yield
 
     def _train_codec(self, folder: Path) -> Codec:
         """The trained codec of the recipe, from `folder` if it was trained before."""
         if (folder / WEIGHTS).is_file():
             return load_codec(folder)
-        from medgen.codecs.autoencoder import Autoencoder
         from medgen.codecs.losses import CodecLosses
         from medgen.training.codec import train_codec
 
@@ -224,7 +226,7 @@ class Run:
             raise DataError(f"{self.recipe.name}: its codec has nothing to train")
         self.say(f"Training the codec ({section['train']['images']} images)")
         codec = self._fresh_codec()
-        if not isinstance(codec, Autoencoder):
+        if not isinstance(codec, LearnedCodec):
             raise RecipeError(f"codec '{section['type']}' has no weights to train; remove `train`")
         result = train_codec(
             codec,
@@ -260,31 +262,83 @@ class Run:
     def _train_generator(self) -> None:
         if (self.out / WEIGHTS).is_file():
             return
+        if "generator" in self.recipe.sections:
+            self._take_generator(find_checkpoint(self.recipe.sections["generator"]["checkpoint"]))
+            return
+        self.say("Reading studies")
+        codec = self._codec()
+        data = (
+            self._encoded(self.split("train"), codec),
+            self._encoded(self.split("validation"), codec),
+        )
+        weak = self.recipe.weak
+        if weak is not None:
+            self.say("Training the weak model")
+            self._train_network(weak, self.out / "weak", codec, data)
+            write_bytes(self.out / WEAK, (self.out / "weak" / WEIGHTS).read_bytes())
+        self.say("Training the generator")
+        self._train_network(self.recipe, self.out, codec, data, early=weak is None)
+
+    def _take_generator(self, checkpoint: Path) -> None:
+        """Take a trained generator's weights into the run's folder.
+
+        Raises:
+            DataError: it was trained on studies that hold something else.
+        """
+        metadata = read_metadata(checkpoint)
+        schema = Schema.from_dict(json.loads(metadata["schema"]))
+        if schema != self.studies.schema:
+            raise DataError(
+                f"{checkpoint}: was trained on studies of another schema: {schema}, these are "
+                f"{self.studies.schema}; choose the same `data`, or train a generator on these"
+            )
+        self.say(f"Taking the generator of {checkpoint}")
+        saw, train = json.loads(metadata["statistics"]), self.split("train")
+        if saw["studies"] != len(train):
+            self.say(
+                f"It was trained on {saw['studies']} studies, these splits train on {len(train)}: "
+                "if patients of the test split were among them, the evidence is worthless"
+            )
+        for name in (WEAK, WEIGHTS):
+            if (checkpoint / name).is_file():
+                write_bytes(self.out / name, (checkpoint / name).read_bytes())
+
+    def _train_network(
+        self,
+        recipe: Recipe,
+        folder: Path,
+        codec: Codec,
+        data: tuple[TrainingData, TrainingData],
+        *,
+        early: bool = False,
+    ) -> None:
+        """Train the conditioner and the backbone of a recipe into a folder."""
         from medgen.training.generator import train_generator
 
-        self.say("Reading studies")
-        train, validation = self.split("train"), self.split("validation")
-        codec = self._codec()
-        with self._seeded("generator"):
-            model = build_model(self.recipe.sections, self.studies.schema, codec)
-        data = self._encoded(train, codec)
-        model.conditioner.fit(data.conditions)
-        settings = train_settings(self.recipe.sections["train"])
-        start = start_from(model, settings.init_from, self.say) if settings.init_from else ""
-        statistics = describe(train, data.conditions)
-        self.say(f"Training the generator ({settings.images} images)")
+        if (folder / WEIGHTS).is_file():
+            return
+        with _seeded(recipe, "generator"):
+            model = build_model(recipe.sections, self.studies.schema, codec)
+        if model.guided_by_weak:  # there may be none yet: previews go unguided
+            model.guidance = NoGuidance()
+        model.conditioner.fit(data[0].conditions)
+        settings = train_settings(recipe.sections["train"])
+        start = ""
+        if settings.init_from:
+            start = start_from(model, settings.init_from, self.say, freeze=settings.freeze)
+        statistics = describe(self.split("train"), data[0].conditions)
         result = train_generator(
             model,
-            data,
-            self._encoded(validation, codec),
+            *data,
             settings,
-            self.out,
+            folder,
             metadata=checkpoint_metadata(
-                "generator", self.recipe, self.studies.schema, statistics, start=start
+                "generator", recipe, self.studies.schema, statistics, start=start
             ),
-            identity=self.recipe.digest + start,
-            preview=self._preview,
+            identity=recipe.digest + start,
+            preview=partial(_preview, self.split("validation"), folder / "samples"),
             device=self.device,
+            early=early,
             progress=self.shows_progress,
         )
         if result.stopped:
@@ -305,14 +359,23 @@ class Run:
         flipped = cached_latents(part, codec, flip=True, **settings) if flip else None
         return TrainingData(latents, conditions_of(part), flipped)
 
-    def _preview(self, model: GenerativeModel, images: int) -> None:
-        """Samples from fixed seeds and conditions, after `images` images of training."""
-        from medgen.report.pictures import contact_sheet
 
-        asked = plan_like(model, self.split("validation"), count=model.micro_batch)
-        drawn = model.sample(asked.conditions, list(asked.seeds))
-        assert drawn.image is not None
-        contact_sheet(drawn.image, path=self.out / "samples" / f"{images:09d}.png")
+def _preview(like: Subset, folder: Path, model: GenerativeModel, images: int) -> None:
+    """Samples from fixed seeds and conditions, after `images` images of training."""
+    from medgen.report.pictures import contact_sheet
+
+    asked = plan_like(model, like, count=model.micro_batch)
+    drawn = model.sample(asked.conditions, list(asked.seeds))
+    assert drawn.image is not None
+    contact_sheet(drawn.image, path=folder / f"{images:09d}.png")
+
+
+@contextmanager
+def _seeded(recipe: Recipe, part: str) -> Iterator[None]:
+    """Fresh weights are a function of the recipe: a killed run begins again with the same."""
+    with torch.random.fork_rng():
+        torch.manual_seed(derive(recipe.digest, part))
+        yield
 
 
 def conditions_of(dataset: Dataset) -> Batch:

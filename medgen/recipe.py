@@ -19,16 +19,19 @@ from typing import Any, Literal
 
 from medgen.document import Document, dump_yaml, read_yaml
 from medgen.document import Path as Key
-from medgen.errors import RecipeError, did_you_mean
+from medgen.errors import MedgenError, RecipeError, did_you_mean
 
 SECTIONS = {
     "generator": (
-        "name", "summary", "data", "codec", "conditioner", "backbone", "objective", "sampler",
-        "guidance", "train", "sample", "filters", "evaluate", "prove",
+        "name", "summary", "generator", "data", "codec", "conditioner", "backbone", "objective",
+        "sampler", "guidance", "train", "sample", "filters", "evaluate", "prove",
     ),
     "codec": ("name", "summary", "data", "codec"),
 }  # fmt: skip
 """Keys of a recipe that trains a generator, and of one that trains a codec, in order."""
+TRAINED = ("codec", "conditioner", "backbone", "objective", "train")
+SAMPLED = ("sampler", "guidance")
+"""Sections that decide a generator's weights, and how it is sampled."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,20 @@ class Recipe:
     def digest(self) -> str:
         """SHA-256 of the resolved content, whatever its formatting."""
         return digest(self.sections)
+
+    @property
+    def weak(self) -> Recipe | None:
+        """What trains the weak model of autoguidance; None where the recipe gives it no network."""
+        given = self.sections.get("guidance", {}).get("weak")
+        if given is None:
+            return None
+        changed = {
+            "backbone": given["backbone"],
+            "guidance": {"type": "none", "dropout": self.sections["guidance"]["dropout"]},
+            "train": self.sections["train"]
+            | {"images": given["images"], "init_from": None, "freeze": False},
+        }
+        return Recipe({**self.sections, **changed}, "generator")
 
     def to_yaml(self) -> str:
         """The resolved recipe; `load_recipe` of it gives an equal recipe."""
@@ -114,9 +131,10 @@ def load_recipe(name: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     document = read_yaml(text, str(path))
     if not isinstance(document.value, dict):
         raise RecipeError(f"{path}:1: expected keys such as 'name' and 'data', got none")
-    _expand_codec(document)
     for override in overrides:
         _apply(document, override)
+    _expand_generator(document)
+    _expand_codec(document)
     return check(document)
 
 
@@ -140,7 +158,8 @@ def check(document: Document) -> Recipe:
     """
     from medgen.recipe_check import Checker
 
-    kind: Literal["generator", "codec"] = "generator" if "backbone" in document.value else "codec"
+    trains_generator = {"backbone", "generator"} & document.value.keys()
+    kind: Literal["generator", "codec"] = "generator" if trains_generator else "codec"
     checker = Checker(document)
     sections = checker.recipe(kind, SECTIONS[kind])
     if checker.problems:
@@ -156,20 +175,61 @@ def _line(problem: str) -> tuple[str, int]:
 def _expand_codec(document: Document) -> None:
     """Replace `codec: {recipe: NAME, ...}` by the codec of that recipe, other keys laid over it."""
     section = document.value.get("codec")
-    if not isinstance(section, dict) or "recipe" not in section:
+    if isinstance(section, dict) and "recipe" in section:
+        document.value["codec"] = {key: part for key, part in section.items() if key != "recipe"}
+        _lay_under(document, _other(document, "codec", section["recipe"]), ("codec",))
+
+
+def _expand_generator(document: Document) -> None:
+    """Write out what trains the generator of `generator: {recipe: NAME}` or `{checkpoint: PATH}`.
+
+    A recipe's sections are laid under those beside it; a checkpoint's are as they are, but for how
+    it is sampled.
+    """
+    section = document.value.get("generator")
+    if not isinstance(section, dict) or len(section) != 1:
         return
-    place = document.place(("codec", "recipe"))
+    if "recipe" in section:
+        del document.value["generator"]
+        other = _other(document, "generator", section["recipe"])
+        _lay_under(document, other, ("data", *TRAINED, *SAMPLED))
+    elif "checkpoint" in section:
+        from medgen.checkpoint import read_recipe
+
+        place = document.place(("generator", "checkpoint"))
+        try:
+            held = read_recipe(section["checkpoint"])
+        except MedgenError as error:
+            raise RecipeError(f"{place}: generator.checkpoint: {error}") from error
+        for key in TRAINED:
+            if key in document.value and document.value[key] != held.get(key):
+                where = document.place((key,))
+                raise RecipeError(f"{where}: {key}: is decided by the checkpoint; remove it")
+        _lay_under(document, Document(held), ("data", *TRAINED, *SAMPLED))
+
+
+def _other(document: Document, kind: str, name: Any) -> Document:
+    """The recipe that a recipe names as what trains its codec or generator."""
+    place = document.place((kind, "recipe"))
     try:
-        path = find(str(section["recipe"]))
+        path = find(str(name))
     except RecipeError as error:
-        raise RecipeError(f"{place}: codec.recipe: {error}") from error
+        raise RecipeError(f"{place}: {kind}.recipe: {error}") from error
     other = read_yaml(path.read_text(encoding="utf-8"), str(path))
-    if not isinstance(other.value, dict) or "backbone" in other.value:
-        raise RecipeError(f"{place}: codec.recipe: '{section['recipe']}' does not train a codec")
-    mine = {key: value for key, value in section.items() if key != "recipe"}
-    document.value["codec"] = _merge(other.value.get("codec"), mine)
+    trains = isinstance(other.value, dict) and ("backbone" in other.value) == (kind == "generator")
+    if not trains:
+        raise RecipeError(f"{place}: {kind}.recipe: '{name}' does not train a {kind}")
+    return other
+
+
+def _lay_under(document: Document, other: Document, sections: Sequence[str]) -> None:
+    """Sections of another recipe, those of the document laid over them."""
+    for section in sections:
+        if section in other.value:
+            mine = document.value.get(section, {})
+            document.value[section] = _merge(other.value[section], mine)
     for key, where in other.places.items():
-        if key[:1] == ("codec",):
+        if key[:1] in {(section,) for section in sections}:
             document.places.setdefault(key, where)
 
 

@@ -13,7 +13,7 @@ from medgen.document import Document
 from medgen.document import Path as Key
 from medgen.errors import MedgenError, RecipeError, did_you_mean
 from medgen.registry import Argument
-from medgen.settings import ProveSettings, SampleSettings, TrainSettings
+from medgen.settings import ProveSettings, SampleSettings, TrainSettings, WeakSettings
 
 COMPONENTS = ("data", "codec", "backbone", "objective", "sampler", "guidance")
 LISTS = {"evaluate": "metric", "filters": "filter"}
@@ -39,7 +39,7 @@ class Checker:
     def __init__(self, document: Document) -> None:
         self.document = document
         self.problems: list[str] = []
-        self.domains: dict[str, str] = {}
+        self.parts: dict[str, Any] = {}
 
     def recipe(self, kind: str, sections: tuple[str, ...]) -> dict[str, Any]:
         """Every section checked and completed; what is wrong is in `problems`."""
@@ -51,6 +51,8 @@ class Checker:
                 )
         complete: dict[str, Any] = {}
         for section in sections:
+            if section == "generator" and section not in given:
+                continue
             if section not in given and section not in DEFAULTS:
                 self.problem((), f"'{section}' is missing")
                 continue
@@ -64,6 +66,10 @@ class Checker:
         if section in ("name", "summary"):
             if not isinstance(value, str):
                 self.problem((section,), f"expected text, got {_show(value)}")
+            return value
+        if section == "generator":
+            if not isinstance(value, dict) or set(value) != {"checkpoint"}:
+                self.problem((section,), f"expected recipe or checkpoint, got {_show(value)}")
             return value
         if section in COMPONENTS:
             return self._component(section, value, (section,))
@@ -99,9 +105,7 @@ class Checker:
         except RecipeError as error:
             self.problem((*path, "type"), str(error))
             return {}
-        domain = getattr(component, "domain", None)
-        if isinstance(domain, str):
-            self.domains[kind] = domain
+        self.parts[kind] = component
         return {
             "type": name,
             **self._arguments(component, value, path, f"{kind} '{name}'"),
@@ -135,7 +139,23 @@ class Checker:
             extra["losses"] = self._settings(CodecLosses, value.pop("losses"), (*path, "losses"))
         if kind == "guidance":
             extra["dropout"] = self._dropout(value.pop("dropout", 0.1), (*path, "dropout"))
+            if "weak" in value:
+                extra["weak"] = self._weak(value.pop("weak"), value.get("type"), (*path, "weak"))
         return extra
+
+    def _weak(self, value: Any, guidance: Any, path: Key) -> dict[str, Any]:
+        """Network and length of a weak model of its own; the network is the recipe's by default."""
+        if guidance != "autoguidance":
+            self.problem(path, "only autoguidance has a weak model; remove it")
+        if not isinstance(value, dict):
+            self.problem(path, f"expected keys, got {_show(value)}")
+            return {}
+        value = dict(value)
+        network = value.pop("backbone", self.document.value.get("backbone"))
+        return {
+            "backbone": self._component("backbone", network, (*path, "backbone")),
+            **self._settings(WeakSettings, value, path),
+        }
 
     def _dropout(self, value: Any, path: Key) -> Any:
         """A share for all conditions, or one a named condition."""
@@ -213,10 +233,21 @@ class Checker:
         return adapter.dump_python(checked, mode="json")
 
     def _same_domain(self) -> None:
-        parts = {k: d for k, d in self.domains.items() if k in ("backbone", "objective", "sampler")}
-        if len(set(parts.values())) > 1:
-            listed = ", ".join(f"{kind} is {domain}" for kind, domain in parts.items())
+        kinds = ("codec", "backbone", "objective", "sampler", "guidance")
+        domains = {k: getattr(self.parts.get(k), "domain", None) for k in kinds}
+        domains = {kind: domain for kind, domain in domains.items() if domain is not None}
+        if len(set(domains.values())) > 1:
+            listed = ", ".join(f"{kind} is {domain}" for kind, domain in domains.items())
             self.problem(("backbone",), f"these parts do not go together: {listed}")
+            return
+        orders = {k: getattr(self.parts.get(k), "causal", None) for k in ("objective", "sampler")}
+        if None not in orders.values() and orders["objective"] != orders["sampler"]:
+            learned = "one after the other" if orders["objective"] else "in any order"
+            fitting = "autoregressive" if orders["objective"] else "maskgit"
+            self.problem(
+                ("sampler",),
+                f"tokens are learned {learned}, but not drawn so; use type: {fitting}",
+            )
 
 
 def _has_own_config(annotation: Any) -> bool:

@@ -110,6 +110,22 @@ class LatentSpec:
 
 
 @dataclass(frozen=True)
+class Reconstruction:
+    """What a codec in training makes of images.
+
+    Args:
+        image: not held to [-1, 1].
+        penalties: what the codec asks of its own latents beside a good image, unweighted, by name;
+            `CodecLosses` has a weight NAME_weight for each.
+        tokens: of the images; None where latents are continuous.
+    """
+
+    image: Float[Tensor, "b c *s"]
+    penalties: Mapping[str, Float[Tensor, "b"]]
+    tokens: Int[Tensor, "b *z"] | None = None
+
+
+@dataclass(frozen=True)
 class CondSpec:
     """Widths of the three doors a condition can enter by; 0 means that the door is not used.
 

@@ -18,7 +18,7 @@ from medgen.evaluation.comparison import Comparison
 from medgen.evaluation.video import Flicker, seam_ratio
 from medgen.model import GenerativeModel
 from medgen.nn.blocks import Attention
-from medgen.nn.space_time import FactorisedAttention, interleaved
+from medgen.nn.space_time import FactorisedAttention
 from medgen.objectives.flow_matching import FlowMatching
 from medgen.rng import Rng
 from medgen.samplers.flows import Euler, euler_step, grid, solve
@@ -59,7 +59,8 @@ class TestFactorised:
         assert torch.equal(reached, expected)
 
     def test_blocks_come_in_turn(self):
-        assert interleaved(3) == ["space", "time", "space"]
+        blocks = DiT(CLIP, CondSpec(), **SMALL).blocks
+        assert [block.attention.along for block in blocks] == ["space", "time", "space"]
         with pytest.raises(ValueError, match="depth of 2"):
             DiT(CLIP, CondSpec(), depth=1, width=24, heads=2, factorised=True)
 

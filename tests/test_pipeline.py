@@ -6,11 +6,21 @@ import torch
 from click.testing import CliRunner
 from conftest import TINY
 
+from medgen.assembly import export_checkpoint, from_pretrained
 from medgen.checkpoint import read_metadata, read_weights
 from medgen.cli.main import cli
-from medgen.errors import CheckpointError, DataError, DeviceError, HealthError, OutputError
+from medgen.errors import (
+    CheckpointError,
+    DataError,
+    DeviceError,
+    HealthError,
+    OutputError,
+    RecipeError,
+)
 from medgen.pipeline import Run
 from medgen.recipe import load_recipe
+from medgen.synthesis.plan import plan
+from medgen.synthesis.verify import verify
 
 QUICK = [*TINY, "prove.steps=8", "prove.fractions=[1.0]", "prove.repeats=2"]
 
@@ -102,6 +112,38 @@ def test_a_generator_does_not_start_from_just_anything(trained, tmp_path):
             Run(recipe, tmp_path / str(place), device="cpu").train()
 
 
+def test_autoguidance_by_a_smaller_network(tmp_path):
+    network = "{type: unet, channels: [32], attention: [false], blocks: 1}"
+    guidance = (
+        f"guidance={{type: autoguidance, scale: 2.0, weak: {{backbone: {network}, images: 64}}}}"
+    )
+    recipe = load_recipe("cxr/quickstart", [*TINY, guidance])
+    run = Run(recipe, tmp_path / "run", device="cpu")
+    run.train()
+    export_checkpoint(tmp_path / "run", tmp_path / "checkpoint", half=True)
+    model = from_pretrained(tmp_path / "run")
+    again = from_pretrained(tmp_path / "checkpoint")
+    for guided in (model, again):
+        assert guided.weak is not None
+        sizes = [sum(p.numel() for p in m.backbone.parameters()) for m in (guided, guided.weak)]
+        assert sizes[1] < sizes[0]
+    plain = from_pretrained(tmp_path / "run", guidance={"type": "none"})
+    asked = plan(model, count=2)
+    how = {"type": "autoguidance", "scale": 2.0, "weak_conditions": "none"}
+    unasked = from_pretrained(tmp_path / "run", guidance=how)
+    models = (model, again, plain, unasked)
+    images = [m.sample(asked.conditions, list(asked.seeds)).image for m in models]
+    torch.testing.assert_close(images[0], images[1], atol=0.02, rtol=0)
+    assert not torch.equal(images[0], images[2])
+    assert not torch.equal(images[0], images[3])
+    folder = run.synthesize()
+    about = json.loads((folder / "dataset.json").read_text())
+    assert about["weak"] == read_metadata(tmp_path / "run" / "weak" / "model.safetensors")["digest"]
+    model.weak.source = "sha256:another"
+    with pytest.raises(DataError, match="weak"):
+        verify(folder, model)
+
+
 def test_a_folder_of_another_run_is_refused(trained, tmp_path):
     with pytest.raises(OutputError, match="another recipe or of other settings"):
         Run(load_recipe("cxr/quickstart", [*TINY, "train.lr=0.5"]), trained, device="cpu").train()
@@ -178,3 +220,49 @@ def test_runs_side_by_side(finished, tmp_path):
     assert len(table.read_text().splitlines()) == 1 + 2 * len(rows)
     empty = CliRunner().invoke(cli, ["compare", str(tmp_path)])
     assert "holds neither evaluation.json nor prove.json" in str(empty.exception)
+
+
+def test_a_recipe_takes_its_generator_from_a_recipe_or_a_checkpoint(trained, tmp_path):
+    wanted = "name: mine\nsummary: Mine.\ngenerator: {GENERATOR}\nsample: {count: 3}\n"
+    file = tmp_path / "mine.yaml"
+    file.write_text(wanted.replace("GENERATOR", "recipe: cxr/quickstart"))
+    inline = load_recipe(file, TINY)
+    theirs = load_recipe("cxr/quickstart", TINY).sections
+    for section in ("data", "codec", "backbone", "train", "guidance"):
+        assert inline.sections[section] == theirs[section]
+    assert inline.sections["prove"] is None
+    file.write_text(wanted.replace("GENERATOR", f"checkpoint: {trained}"))
+    taken = load_recipe(file, ["sampler.steps=3"])
+    assert taken.sections["train"]["images"] == 128
+    run = Run(taken, tmp_path / "run", device="cpu")
+    run.train()
+    assert read_metadata(run.out)["digest"] == read_metadata(trained)["digest"]
+    about = json.loads((run.synthesize() / "dataset.json").read_text())
+    assert about["sampler"]["steps"] == 3
+    assert about["count"] == 3
+    assert load_recipe(run.out / "recipe.yaml").digest == taken.digest
+
+
+def test_a_checkpoint_that_does_not_fit_is_refused(trained, tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text(f"name: mine\nsummary: Mine.\ngenerator: {{checkpoint: {trained}}}\n")
+    other = load_recipe(file, ["data.size=[64, 64]"])
+    with pytest.raises(DataError, match="another schema"):
+        Run(other, tmp_path / "run", device="cpu").train()
+    said: list[str] = []
+    Run(
+        load_recipe(file, ["data.count=60"]), tmp_path / "more", device="cpu", say=said.append
+    ).train()
+    assert any("the evidence is worthless" in line for line in said)
+    with pytest.raises(RecipeError, match="train: is decided by the checkpoint"):
+        load_recipe(file, ["train.lr=1.0"])
+    for wrong, words in (
+        ("{}", "expected recipe or checkpoint"),
+        ("{recipe: cxr/kl-f4}", "generator"),
+    ):
+        file.write_text(f"name: mine\nsummary: Mine.\ngenerator: {wrong}\n")
+        with pytest.raises(RecipeError, match=words):
+            load_recipe(file)
+    file.write_text("name: mine\nsummary: Mine.\ngenerator: {checkpoint: nowhere}\n")
+    with pytest.raises(RecipeError, match=r"generator\.checkpoint: .*nowhere"):
+        load_recipe(file)

@@ -47,6 +47,19 @@ def test_dropout_by_condition():
     assert "guidance.dropout.findings: expected a share below 1, got 1" in second
 
 
+def test_a_weak_model_is_a_network_and_a_length():
+    weak = "guidance={type: autoguidance, weak: {images: 64}}"
+    sections = load_recipe("cxr/quickstart", [weak]).sections
+    assert sections["guidance"]["weak"] == {"backbone": sections["backbone"], "images": 64}
+    assert load_recipe("cxr/quickstart").weak is None
+    with pytest.raises(RecipeError) as error:
+        load_recipe("cxr/quickstart", ["guidance={type: none, weak: {backbone: {type: unett}}}"])
+    said = "\n".join(error.value.problems)
+    assert "guidance.weak: only autoguidance has a weak model; remove it" in said
+    assert "guidance.weak.backbone.type" in said
+    assert "needs 'images'" in said
+
+
 def test_all_problems_are_named_at_once_with_line_and_remedy(tmp_path):
     file = tmp_path / "broken.yaml"
     file.write_text(BROKEN)
@@ -117,6 +130,22 @@ def test_parts_of_different_domains_are_refused(monkeypatch):
     monkeypatch.setattr(find("sampler", "euler"), "domain", "tokens")
     with pytest.raises(RecipeError, match="do not go together"):
         load_recipe("cxr/quickstart", ["sampler.type=euler"])
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("codec={type: pixels}", "codec is continuous, backbone is tokens"),
+        ("sampler={type: ab2}", "sampler is continuous"),
+        ("guidance.type=classifier_free_zero", "guidance is continuous"),
+        ("sampler={type: autoregressive}", "in any order, but not drawn so; use type: maskgit"),
+        ("objective={type: next_token}", "one after the other.*use type: autoregressive"),
+        ("backbone.causal=true", "comes from other components"),
+    ],
+)
+def test_parts_of_tokens_go_together(override, message):
+    with pytest.raises(RecipeError, match=message):
+        load_recipe("cxr/maskgit-64", [override])
 
 
 @pytest.mark.parametrize("kind", sorted(PACKAGES))

@@ -60,17 +60,11 @@ def network_for(consumer: str, schema: Schema, outputs: int, *, dense: bool) -> 
 
 
 def _own(schema: Schema, outputs: int, dense: bool) -> nn.Module:
-    """Medgen's own network for images, or for clips."""
-    if len(schema.size) == 2:
-        own = SmallUNet if dense else SmallClassifier
-    elif len(schema.size) == 3 and schema.time:
+    """Medgen's own network for clips, or for signals, images and volumes."""
+    if schema.time and len(schema.size) == 3:
         own = Framewise if dense else SmallVideoNet
     else:
-        kind = "signals" if len(schema.size) == 1 else "volumes"
-        raise RecipeError(
-            f"consumer '{OWN}' takes images and clips, not {kind}; name another, such as "
-            "monai:DenseNet121"
-        )
+        own = SmallUNet if dense else SmallClassifier
     return own(schema.channels, outputs, schema.size)
 
 

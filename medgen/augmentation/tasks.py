@@ -30,7 +30,7 @@ Array = NDArray[np.float64]
 CHECKS = 4
 """How often in a training run the validation split is looked at, the best state being kept."""
 CHUNK = 128
-"""Images, or frames of clips, a forward pass when nothing is learned."""
+"""Images, frames of clips or slices of volumes a forward pass when nothing is learned."""
 
 
 class Task(Protocol):
@@ -38,6 +38,7 @@ class Task(Protocol):
 
     name: TaskName
     metric: str
+    schema: Schema
     lr: float
     light: Augment
     strong: Augment
@@ -239,7 +240,7 @@ class Consumer:
 
 
 def chunk_of(images: Tensor) -> int:
-    """Studies a forward pass when nothing is learned: `CHUNK` images, or as many frames."""
+    """Studies a forward pass when nothing is learned."""
     return CHUNK if images.ndim < 5 else max(1, CHUNK // images.shape[2])
 
 
@@ -308,7 +309,8 @@ def _moved(
 ) -> tuple[Tensor, Tensor]:
     """Augmented images and their targets; a mask moves with its image."""
     masks = targets if task.name == "segmentation" else None
-    moved, moved_masks = augment.apply(images, masks, moves)
+    frames = task.schema.time and images.ndim == 5
+    moved, moved_masks = augment.apply(images, masks, moves, frames=frames)
     return moved, targets if moved_masks is None else moved_masks
 
 

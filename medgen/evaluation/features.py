@@ -35,6 +35,8 @@ NAMES = (
     "clip-supervised",
 )
 """Extractors by name; `build_extractor` says which forms take weights from a file."""
+SIDES = {1: 256, 2: 32, 3: 16}
+"""Pixels a side of a small study, by the number of axes."""
 LEVELS = 128
 """Equal parts of the intensity range in which a histogram counts."""
 
@@ -79,7 +81,7 @@ class PixelFeatures:
     """
 
     def __init__(self, images: Tensor, width: int = 64) -> None:
-        pixels = _small(images)
+        pixels = small_rows(images)
         self.name = "pixels-pca"
         self.mean, self.axes = principal_axes(pixels, width)
         self.scale = root_mean_square((pixels - self.mean) @ self.axes)
@@ -87,7 +89,7 @@ class PixelFeatures:
 
     def features(self, images: Tensor) -> Array:
         """Images (b c h w) in [-1, 1] to features (b d)."""
-        return (_small(images) - self.mean) @ self.axes / self.scale
+        return (small_rows(images) - self.mean) @ self.axes / self.scale
 
 
 class RandomFeatures:
@@ -264,10 +266,9 @@ def principal_axes(rows: Array, width: int) -> tuple[Array, Array]:
     return mean, axes[: max(1, kept)].T
 
 
-def _small(images: Tensor) -> Array:
-    """Images as rows of numbers, area-averaged to at most 32 pixels a side; signals to 256."""
-    most = 256 if images.ndim == 3 else 32
-    sides = [min(most, side) for side in images.shape[2:]]
+def small_rows(images: Tensor) -> Array:
+    """Studies (b c *s) as rows of numbers (b d), area-averaged to at most `SIDES` pixels a side."""
+    sides = [min(SIDES[images.ndim - 2], side) for side in images.shape[2:]]
     return area_resize(images, sides).flatten(1).double().numpy()
 
 

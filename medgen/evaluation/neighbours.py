@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from medgen.evaluation.distribution import distances
-from medgen.nn.nd import area_resize
+from medgen.evaluation.features import small_rows
 
 Array = NDArray[np.float64]
 CHUNK = 256
@@ -75,14 +75,11 @@ def nearest_distance(rows: Array, mirrored: Array, others: Array) -> Array:
 
 
 def pixel_rows(images: Tensor) -> Array:
-    """Images averaged to at most 32 pixels a side, without brightness and contrast, (b d).
+    """Small studies as rows without brightness and contrast, (b d).
 
-    Clips and volumes are averaged to at most 8 frames or slices. Distances between such rows are
-    sqrt(2 - 2 correlation): blind to exposure and to fine noise.
+    Distances between such rows are sqrt(2 - 2 correlation): blind to exposure and to fine noise.
     """
-    most = (8, 32, 32)[5 - images.ndim :]
-    sides = [min(m, side) for m, side in zip(most, images.shape[2:], strict=True)]
-    rows = area_resize(images, sides).flatten(1).double().numpy()
+    rows = small_rows(images)
     rows = rows - rows.mean(axis=1, keepdims=True)
     return rows / np.sqrt((rows**2).sum(axis=1, keepdims=True)).clip(min=1e-12)
 

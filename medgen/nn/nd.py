@@ -7,8 +7,11 @@ from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
+
+CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+"""Convolutions by the number of spatial axes."""
 
 _ADAPTIVE_POOLS = {
     1: functional.adaptive_avg_pool1d,

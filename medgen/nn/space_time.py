@@ -7,7 +7,7 @@ from typing import Literal
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from medgen.nn.blocks import rotary_angles
+from medgen.nn.blocks import AdaLNZeroBlock, KeyValues, rotary_angles
 
 Along = Literal["space", "time"]
 
@@ -39,15 +39,20 @@ class FactorisedAttention(nn.Module):
         self.register_buffer("sin", None if angles is None else angles.sin(), persistent=False)
 
     def forward(
-        self, x: Float[Tensor, "b n d"], *, rotary: tuple[Tensor, Tensor] | None = None
+        self,
+        x: Float[Tensor, "b n d"],
+        *,
+        rotary: tuple[Tensor, Tensor] | None = None,
+        causal: bool = False,
+        cache: KeyValues | None = None,
     ) -> Float[Tensor, "b n d"]:
-        """Attend; positions are its own, so `rotary` must be None.
+        """Attend; positions are its own, and every token sees all others along the axis.
 
         Raises:
-            ValueError: `rotary` is given.
+            ValueError: `rotary` is given, or it is to be causal.
         """
-        if rotary is not None:
-            raise ValueError("factorised attention has rotary positions of its own")
+        if rotary is not None or causal or cache is not None:
+            raise ValueError("factorised attention is not causal and has positions of its own")
         own = None if self.cos is None else (self.cos, self.sin)
         grid = x.unflatten(1, (self.frames, -1))  # b t s d
         if self.along == "time":
@@ -57,12 +62,23 @@ class FactorisedAttention(nn.Module):
         return (found.transpose(1, 2) if self.along == "time" else found).flatten(1, 2)
 
 
-def interleaved(depth: int) -> list[Along]:
-    """Blocks of a clip's transformer in turn: space, time, space, ...
+def factorise(blocks: nn.ModuleList, size: tuple[int, ...], head: int | None) -> None:
+    """Let transformer blocks attend in turn: space, time, space, ...
+
+    Args:
+        blocks: of a transformer over the tokens of clips.
+        size: of the grid of tokens: frames, rows, columns.
+        head: channels of an attention head, for rotary positions; None is without.
 
     Raises:
-        ValueError: there are fewer than two, so either space or time would be missing.
+        ValueError: these are no clips, or there are fewer than two blocks, so either space or time
+            would be missing.
     """
-    if depth < 2:
-        raise ValueError(f"factorised attention needs a depth of 2 or more, got {depth}")
-    return ["space" if place % 2 == 0 else "time" for place in range(depth)]
+    if len(size) != 3:
+        raise ValueError(f"factorised: expected clips of three axes, got latents of {size}")
+    if len(blocks) < 2:
+        raise ValueError(f"factorised attention needs a depth of 2 or more, got {len(blocks)}")
+    for place, block in enumerate(blocks):
+        assert isinstance(block, AdaLNZeroBlock)
+        along: Along = "time" if place % 2 else "space"
+        block.attention = FactorisedAttention(block.attention, size, along, head)

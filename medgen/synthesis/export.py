@@ -11,9 +11,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+import torch
 
 from medgen.data.export import write_image, write_mask
+from medgen.data.geometry import centred_affine
 from medgen.disk import write_bytes
 from medgen.synthesis.chain import chained
 from medgen.types import Batch, Schema, digest_of_values
@@ -43,27 +44,33 @@ def condition_of(conditions: Batch, index: int, schema: Schema) -> dict[str, Any
             asked[name] = {"sha256": digest_of_values(values[index])}
             if conditions.provenance is not None:
                 asked[name]["of"] = conditions.provenance[index].id
+    if conditions.spacing is not None:
+        asked["spacing"] = conditions.spacing[index].tolist()
     return asked
 
 
 def write_sample(
-    folder: Path, name: str, image: Tensor, mask: Tensor | None, schema: Schema
+    folder: Path, name: str, drawn: Batch, schema: Schema
 ) -> dict[str, dict[str, str]]:
     """Write one sample's files.
 
     Args:
         folder: of the dataset.
         name: of the sample.
-        image: (c *s) in [-1, 1].
-        mask: (*s) classes that it was asked for, or None.
+        drawn: the sample, with the mask that goes with it and the spacing that it was asked for, if
+            any; the spacing of others is the schema's.
         schema: of the samples.
 
     Returns:
         For "image" and "mask": path within the dataset and SHA-256 of the file.
     """
-    files = {"image": write_image(folder / "images" / name, image, schema)}
-    if mask is not None:
-        files["mask"] = write_mask(folder / "masks" / name, mask, schema)
+    assert drawn.image is not None
+    image, where = drawn.image[0], None
+    if drawn.spacing is not None and len(schema.size) == 3:
+        where = torch.from_numpy(centred_affine(schema.size, drawn.spacing[0].tolist()))
+    files = {"image": write_image(folder / "images" / name, image, schema, where)}
+    if drawn.mask is not None:
+        files["mask"] = write_mask(folder / "masks" / name, drawn.mask[0], schema, where)
     return {
         kind: {
             "path": str(path.relative_to(folder)),

@@ -18,7 +18,8 @@ from medgen.model import GenerativeModel
 from medgen.rng import derive
 from medgen.synthesis.chain import broken_links
 from medgen.synthesis.export import write_sample
-from medgen.synthesis.plan import Plan, read_masks
+from medgen.synthesis.masks import read_masks
+from medgen.synthesis.plan import Plan
 from medgen.synthesis.unit import draw_unit
 from medgen.types import Batch, Schema
 
@@ -68,10 +69,13 @@ def verify(
     problems += _wrong_files(folder, listed)
     redrawn = 0
     if model is not None:
-        if model.source != about["checkpoint"]:
-            raise DataError(
-                f"{folder}: was drawn by checkpoint {about['checkpoint']}, got {model.source}"
-            )
+        drew = {"checkpoint": about["checkpoint"], "weak model": about.get("weak")}
+        weak = None if model.weak is None else model.weak.source
+        for part, got in (("checkpoint", model.source), ("weak model", weak)):
+            if got != drew[part]:
+                raise DataError(f"{folder}: was drawn by {part} {drew[part]}, got {got}")
+        if "memory" in about:  # cut into other slabs, a sample is rounded otherwise
+            model.codec.memory = about["memory"]
         chosen = np.random.default_rng(derive(seed, "verify")).permutation(len(records))[:count]
         redrawn = len(chosen)
         problems += _drawn_differently(folder, model, records, about, sorted(chosen.tolist()))
@@ -128,14 +132,12 @@ def _drawn_differently(
         places = {records[row]["index"] % size: row for row in rows}
         filled = [places.get(place, rows[0]) for place in range(max(places) + 1)]
         seeds = [plan.seeds[row] for row in filled]
-        images = draw_unit(model, plan.conditions.select(filled), seeds).image
-        assert images is not None
+        drawn = draw_unit(model, plan.conditions.select(filled), seeds)
         for place, row in places.items():
             if row not in chosen:
                 continue
-            mask = None if plan.conditions.mask is None else plan.conditions.mask[row]
             with tempfile.TemporaryDirectory() as scratch:
-                files = write_sample(Path(scratch), "again", images[place], mask, model.drawn)
+                files = write_sample(Path(scratch), "again", drawn.select([place]), model.drawn)
             if files["image"]["sha256"] != records[row]["files"]["image"]["sha256"]:
                 yield f"{records[row]['id']}: drawn again from its seed, it is another image"
 
@@ -152,7 +154,7 @@ def _plan(folder: Path, records: list[dict[str, Any]], schema: Schema) -> Plan:
             f"{folder}: its samples were asked for with ECGs or first frames of other clips, which "
             "it does not hold, so none can be drawn again; verify its files alone, without a model"
         )
-    label = scalar = mask = None
+    label = scalar = mask = spacing = None
     if schema.exclusive and any("finding" in a for a in asked):
         rows = [
             [int(a["finding"] == name) if a["finding"] else -1 for name in schema.findings]
@@ -164,7 +166,9 @@ def _plan(folder: Path, records: list[dict[str, Any]], schema: Schema) -> Plan:
     if any("scalars" in a for a in asked):
         nan = float("nan")
         scalar = torch.tensor([[a["scalars"].get(n, nan) for n in schema.scalars] for a in asked])
+    if any("spacing" in a for a in asked):
+        spacing = torch.tensor([a["spacing"] for a in asked])
     if any("mask" in record["files"] for record in records):
         mask = read_masks([folder / r["files"]["mask"]["path"] for r in records], schema)
     seeds = tuple(record["seed"] for record in records)
-    return Plan(Batch(label=label, scalar=scalar, mask=mask), seeds)
+    return Plan(Batch(label=label, scalar=scalar, mask=mask, spacing=spacing), seeds)

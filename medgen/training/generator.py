@@ -11,14 +11,13 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from medgen.checkpoint import WEAK, WEIGHTS, content_digest, write_weights
 from medgen.errors import DataError
 from medgen.model import GenerativeModel
 from medgen.settings import TrainSettings
-from medgen.training.common import check_settings, due
+from medgen.training.common import check_settings, due, kept_random_state
 from medgen.training.learner import Learner, TrainingData
 from medgen.training.loop import Loop
 from medgen.training.state import StateFolder
@@ -71,6 +70,7 @@ def train_generator(
     identity: str = "",
     device: str = "auto",
     preview: Preview | None = None,
+    early: bool = True,
     progress: bool = True,
 ) -> TrainResult:
     """Train backbone and conditioner; leaves `model` with its averaged weights.
@@ -84,13 +84,14 @@ def train_generator(
         train: training studies.
         validation: held-out studies; None or empty leaves validation out.
         settings: how to train.
-        out: run folder; receives model.safetensors, weak.safetensors, log.jsonl, state/ and, with
-            `settings.snapshots`, averages/.
+        out: run folder; receives model.safetensors, log.jsonl, state/ and, with `early`,
+            weak.safetensors, with `settings.snapshots`, averages/.
         metadata: stored in both checkpoints.
         identity: what else makes this run this run, such as a digest of the recipe; a state saved
             under another identity is refused.
         device: "auto", "cpu", "cuda" or "mps".
         preview: shows the model at work at every validation.
+        early: leave the average of an early stage as the weak model of autoguidance.
         progress: show a bar on stderr.
 
     Raises:
@@ -115,7 +116,7 @@ def train_generator(
         return write_weights(out / name, weights, metadata)
 
     def after(steps: int, images: int) -> None:
-        if steps == math.ceil(loop.steps / WEAK_SHARE):
+        if early and steps == math.ceil(loop.steps / WEAK_SHARE):
             export(WEAK)
         if learner.profiles is not None:
             every = math.ceil(loop.steps * settings.batch / settings.snapshots)
@@ -130,7 +131,7 @@ def train_generator(
     loop = Loop(
         learner, train, held_out, states, out, title="training", preview=preview, after=after
     )
-    with _global_random_state(learner.device):
+    with kept_random_state(learner.device):
         resumed = loop.run(progress)
     kept = loop.images
     if learner.watch is not None and learner.watch.began:
@@ -187,8 +188,3 @@ def _identity(
 def _columns(batch: Batch) -> dict[str, Any]:
     values = {field.name: getattr(batch, field.name) for field in fields(batch)}
     return {name: value for name, value in values.items() if value is not None}
-
-
-def _global_random_state(device: torch.device) -> Any:
-    """Leaves torch's global generators as they were."""
-    return torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
