@@ -367,7 +367,7 @@ def _preview(like: Subset, folder: Path, model: GenerativeModel, images: int) ->
     asked = plan_like(model, like, count=model.micro_batch)
     drawn = model.sample(asked.conditions, list(asked.seeds))
     assert drawn.image is not None
-    contact_sheet(drawn.image, path=folder / f"{images:09d}.png")
+    contact_sheet(drawn.image, path=folder / f"{images:09d}.png", time=model.schema.time)
 
 
 @contextmanager
