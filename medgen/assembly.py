@@ -91,17 +91,20 @@ def build_model(sections: dict[str, Any], schema: Schema, codec: Codec) -> Gener
         for name, part in sections["conditioner"].items()
     }
     conditioner = JointConditioner(conditioners)
+    parts = {
+        kind: registry.build(
+            kind, sections[kind]["type"], _arguments(sections[kind]), latent=codec.latent
+        )
+        for kind in ("objective", "sampler")
+    }
     backbone = registry.build(
         "backbone",
         sections["backbone"]["type"],
         _arguments(sections["backbone"]),
         latent=codec.latent,
         cond=conditioner.spec,
+        causal=getattr(parts["objective"], "causal", False),
     )
-    parts = {
-        kind: registry.build(kind, sections[kind]["type"], _arguments(sections[kind]))
-        for kind in ("objective", "sampler")
-    }
     left_out = ("dropout", "weak")
     guidance = {k: v for k, v in _arguments(sections["guidance"]).items() if k not in left_out}
     return GenerativeModel(
@@ -149,7 +152,7 @@ def from_pretrained(
     model.source = metadata["digest"]
     model.recipe = sections
     model.statistics = json.loads(metadata.get("statistics", "{}"))
-    if "weak" in model.guidance.needs:
+    if model.guided_by_weak:
         model.weak = _weak_model(folder / WEAK, model).to(device).eval()
     return model.to(device).eval()
 

@@ -18,6 +18,7 @@ from medgen.disk import write_bytes
 from medgen.protocols import Dataset
 from medgen.recipe import Recipe
 from medgen.report.pictures import planes
+from medgen.report.traces import traces
 from medgen.rng import derive
 from medgen.synthesis.export import condition_of
 from medgen.types import Progress, Schema
@@ -252,6 +253,8 @@ def _suspects(out: Path, train: Subset, images: Tensor) -> dict[str, np.ndarray]
 
 
 def _pixels(images: Tensor) -> np.ndarray:
+    if images.ndim == 3:
+        images = traces(images)
     images = planes(images)[0] if images.ndim == 5 else images
     gray = images.mean(dim=1) if images.shape[1] != 3 else images.movedim(1, -1)
     return ((gray.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).numpy()

@@ -11,6 +11,8 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor, nn
 
+from medgen.codecs.autoencoder import Autoencoder
+from medgen.codecs.memory import Plan
 from medgen.conditioners.joint import JointConditioner
 from medgen.nn.masks import classes_of_channels
 from medgen.protocols import Backbone, Codec, Guidance, Objective, Sampler
@@ -86,9 +88,22 @@ class GenerativeModel(nn.Module):
             scalars=self.schema.scalars if "scalar" in reads else (),
             mask_classes=self.schema.mask_classes if "mask" in reads or joint else (),
             text=self.schema.text and "text" in reads,
+            leads=self.schema.leads if "ecg" in reads else (),
+            ecg_rate=self.schema.ecg_rate if "ecg" in reads else 0.0,
             channels=self.schema.channels - joint,
             mask_channels=0,
         )
+
+    @property
+    def guided_by_weak(self) -> bool:
+        """Whether its guidance asks a weak model too."""
+        return not self.guidance.needs.isdisjoint({"weak", "weak_null"})
+
+    def decoding(self) -> Plan | None:
+        """How a micro-batch is decoded within the codec's memory; None where that takes little."""
+        if not isinstance(self.codec, Autoencoder):
+            return None
+        return self.codec.plan("decode", (self.micro_batch, *self.codec.latent.shape))
 
     def loss(self, z: Tensor, conditions: Batch, rng: Rng) -> Tensor:
         """Loss of every sample, (b,), from latents and their conditions.
@@ -154,18 +169,29 @@ class GenerativeModel(nn.Module):
             image = image[:, : self.drawn.channels]
         return replace(conditions, image=image, provenance=provenance)
 
-    def _draw(self, conditions: Batch, seeds: list[int], given: Given | None) -> Tensor:
-        rng = Rng(seeds)
-        device = next(self.backbone.parameters()).device
-        conditions = conditions.to(device)
+    def guided(self, conditions: Batch) -> Field:
+        """What a sampler follows under these conditions, guidance and all.
+
+        Args:
+            conditions: on the device of the model.
+
+        Raises:
+            ValueError: guidance needs a weak model and there is none.
+        """
         fields = {"conditional": self._field(conditions)}
         if "null" in self.guidance.needs:
             fields["null"] = self._field(conditions, null=True)
-        if "weak" in self.guidance.needs:
+        if self.guided_by_weak:
             if self.weak is None:
                 raise ValueError("guidance needs a weak model; set `model.weak`")
-            fields["weak"] = self.weak._field(conditions)
-        field = self.guidance.combine(fields)
+            null = "weak_null" in self.guidance.needs
+            fields["weak_null" if null else "weak"] = self.weak._field(conditions, null=null)
+        return self.guidance.combine(fields)
+
+    def _draw(self, conditions: Batch, seeds: list[int], given: Given | None) -> Tensor:
+        rng = Rng(seeds)
+        device = next(self.backbone.parameters()).device
+        field = self.guided(conditions.to(device))
         start = self.objective.prior(self.codec.latent, rng).to(device)
         if given is None:
             return self.codec.decode(self.sampler.sample(field, start, rng)).clamp(-1, 1)
@@ -178,4 +204,4 @@ class GenerativeModel(nn.Module):
         cond = (
             self.conditioner.null(len(conditions)) if null else self.conditioner.encode(conditions)
         )
-        return self.objective.field(partial(self.backbone, cond=cond))
+        return self.objective.field(self.backbone.bind(cond))

@@ -41,7 +41,7 @@ from medgen.disk import write_bytes
 from medgen.errors import DataError, OutputError, RecipeError
 from medgen.evidence import SYNTHETIC, check_proof, evaluate_run, prove_run, report_run
 from medgen.model import GenerativeModel
-from medgen.protocols import Codec, Dataset
+from medgen.protocols import Codec, Dataset, LearnedCodec
 from medgen.recipe import Recipe, digest
 from medgen.rng import derive
 from medgen.samplers.guidance import NoGuidance
@@ -186,9 +186,9 @@ class Run:
         return Filters.fitted(self.recipe.sections, self.studies)
 
     def _plan(self, model: GenerativeModel) -> Plan:
-        """What the recipe asks for; a recipe with masks asks for those of training studies."""
+        """What the recipe asks for: findings, or, if it reads more, what training studies hold."""
         settings = self.recipe.sections["sample"]
-        if "mask" in model.conditioner.reads:
+        if model.conditioner.reads - {"label"}:
             return plan_like(
                 model, self.split("train"), count=settings["count"], seed=settings["seed"]
             )
@@ -224,7 +224,6 @@ class Run:
         """The trained codec of the recipe, from `folder` if it was trained before."""
         if (folder / WEIGHTS).is_file():
             return load_codec(folder)
-        from medgen.codecs.autoencoder import Autoencoder
         from medgen.codecs.losses import CodecLosses
         from medgen.training.codec import train_codec
 
@@ -233,7 +232,7 @@ class Run:
             raise DataError(f"{self.recipe.name}: its codec has nothing to train")
         self.say(f"Training the codec ({section['train']['images']} images)")
         codec = self._fresh_codec()
-        if not isinstance(codec, Autoencoder):
+        if not isinstance(codec, LearnedCodec):
             raise RecipeError(f"codec '{section['type']}' has no weights to train; remove `train`")
         result = train_codec(
             codec,
@@ -326,7 +325,7 @@ class Run:
             return
         with _seeded(recipe, "generator"):
             model = build_model(recipe.sections, self.taught.schema, codec)
-        if "weak" in model.guidance.needs:  # there may be none yet: previews go unguided
+        if model.guided_by_weak:  # there may be none yet: previews go unguided
             model.guidance = NoGuidance()
         model.conditioner.fit(data[0].conditions)
         settings = train_settings(recipe.sections["train"])
@@ -389,4 +388,4 @@ def conditions_of(dataset: Dataset) -> Batch:
     """The conditions of all studies in one batch, read in parts so that images need not all fit."""
     starts = range(0, len(dataset), 256)
     parts = (load(dataset, range(k, min(k + 256, len(dataset)))) for k in starts)
-    return Batch.concat([part.conditions() for part in parts])
+    return Batch.concat([part.conditions(dataset.schema) for part in parts])

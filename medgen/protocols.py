@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Protocol, runtime_checkable
 
 from torch import Tensor, nn
@@ -23,6 +24,7 @@ from medgen.types import (
     Field,
     LatentSpec,
     Net,
+    Reconstruction,
     Schema,
     Study,
 )
@@ -31,6 +33,7 @@ from medgen.types import (
 class Codec(nn.Module, ABC):
     """Images (b c *s) in [-1, 1] to latents and back."""
 
+    domain: Domain
     latent: LatentSpec
 
     @abstractmethod
@@ -44,6 +47,31 @@ class Codec(nn.Module, ABC):
     @abstractmethod
     def fit(self, images: Tensor) -> None:
         """Measure training images (b c *s), so that latents have unit variance."""
+
+
+class LearnedCodec(Codec):
+    """A codec that is trained, one image at a time in its losses: an autoencoder or a tokenizer.
+
+    `schema` is of the images it was built for. `last_layer` holds the weights of the decoder's last
+    convolution, where losses are balanced. `averaged` names the tensors that training averages: the
+    parameters, and what is learned without gradients, such as a codebook.
+    """
+
+    schema: Schema
+
+    @abstractmethod
+    def forward(self, image: Tensor, rng: Rng | None = None) -> Reconstruction:
+        """Encode and decode images (b c *s) in [-1, 1]; what is random is drawn from `rng`."""
+
+    @property
+    @abstractmethod
+    def last_layer(self) -> nn.Parameter:
+        """Weights of the decoder's last convolution."""
+
+    @property
+    def averaged(self) -> dict[str, Tensor]:
+        """The tensors that training averages, by name."""
+        return dict(self.named_parameters())
 
 
 class Conditioner(nn.Module, ABC):
@@ -72,6 +100,10 @@ class Backbone(nn.Module, ABC):
     @abstractmethod
     def forward(self, z: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
         """Latents (b c *s) and times (b,) in [0, 1] to (b c *s), or logits (b *s v) for tokens."""
+
+    def bind(self, cond: Conditioning) -> Net:
+        """The network under conditions, for one run of a sampler; it may keep what it computed."""
+        return partial(self, cond=cond)
 
 
 @runtime_checkable
@@ -106,7 +138,11 @@ class Sampler(Protocol):
 
 @runtime_checkable
 class Guidance(Protocol):
-    """Makes one field of several: "conditional", "null" (no condition), "weak" (a worse model)."""
+    """Makes one field of several.
+
+    They are "conditional" and "null" (no condition), and "weak" and "weak_null", those of a worse
+    model.
+    """
 
     needs: frozenset[str]
 

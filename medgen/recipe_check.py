@@ -39,7 +39,7 @@ class Checker:
     def __init__(self, document: Document) -> None:
         self.document = document
         self.problems: list[str] = []
-        self.domains: dict[str, str] = {}
+        self.parts: dict[str, Any] = {}
 
     def recipe(self, kind: str, sections: tuple[str, ...]) -> dict[str, Any]:
         """Every section checked and completed; what is wrong is in `problems`."""
@@ -106,9 +106,7 @@ class Checker:
         except RecipeError as error:
             self.problem((*path, "type"), str(error))
             return {}
-        domain = getattr(component, "domain", None)
-        if isinstance(domain, str):
-            self.domains[kind] = domain
+        self.parts[kind] = component
         return {
             "type": name,
             **self._arguments(component, value, path, f"{kind} '{name}'"),
@@ -251,10 +249,21 @@ class Checker:
                 )
 
     def _same_domain(self) -> None:
-        parts = {k: d for k, d in self.domains.items() if k in ("backbone", "objective", "sampler")}
-        if len(set(parts.values())) > 1:
-            listed = ", ".join(f"{kind} is {domain}" for kind, domain in parts.items())
+        kinds = ("codec", "backbone", "objective", "sampler", "guidance")
+        domains = {k: getattr(self.parts.get(k), "domain", None) for k in kinds}
+        domains = {kind: domain for kind, domain in domains.items() if domain is not None}
+        if len(set(domains.values())) > 1:
+            listed = ", ".join(f"{kind} is {domain}" for kind, domain in domains.items())
             self.problem(("backbone",), f"these parts do not go together: {listed}")
+            return
+        orders = {k: getattr(self.parts.get(k), "causal", None) for k in ("objective", "sampler")}
+        if None not in orders.values() and orders["objective"] != orders["sampler"]:
+            learned = "one after the other" if orders["objective"] else "in any order"
+            fitting = "autoregressive" if orders["objective"] else "maskgit"
+            self.problem(
+                ("sampler",),
+                f"tokens are learned {learned}, but not drawn so; use type: {fitting}",
+            )
 
 
 def _has_own_config(annotation: Any) -> bool:

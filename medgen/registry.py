@@ -35,7 +35,7 @@ PACKAGES: dict[str, tuple[str, ...]] = {
 }
 """Kind of component -> packages whose modules register components of that kind."""
 
-WIRED = frozenset({"schema", "latent", "cond", "root"})
+WIRED = frozenset({"schema", "latent", "cond", "causal", "root"})
 """Arguments that come from other components or from the machine; a recipe never writes them."""
 
 _components: dict[tuple[str, str], Callable[..., object]] = {}

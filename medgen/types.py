@@ -7,6 +7,7 @@ v vocabulary.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, fields, replace
@@ -112,6 +113,22 @@ class LatentSpec:
 
 
 @dataclass(frozen=True)
+class Reconstruction:
+    """What a codec in training makes of images.
+
+    Args:
+        image: not held to [-1, 1].
+        penalties: what the codec asks of its own latents beside a good image, unweighted, by name;
+            `CodecLosses` has a weight NAME_weight for each.
+        tokens: of the images; None where latents are continuous.
+    """
+
+    image: Float[Tensor, "b c *s"]
+    penalties: Mapping[str, Float[Tensor, "b"]]
+    tokens: Int[Tensor, "b *z"] | None = None
+
+
+@dataclass(frozen=True)
 class CondSpec:
     """Widths of the three doors a condition can enter by; 0 means that the door is not used.
 
@@ -158,6 +175,11 @@ class Conditioning:
             if a is not None and b is not None:
                 mixed[field.name] = torch.where(keep.view(-1, *[1] * (a.ndim - 1)), a, b)
         return Conditioning(**mixed)
+
+
+def digest_of_values(values: Tensor) -> str:
+    """SHA-256 of the bytes of a tensor's values: tells that two are the same, not what they are."""
+    return hashlib.sha256(values.detach().cpu().contiguous().numpy().tobytes()).hexdigest()
 
 
 def _pad_alike(a: Conditioning, b: Conditioning) -> tuple[Conditioning, Conditioning]:
@@ -208,7 +230,8 @@ class Batch:
             exclusive, one-hot, or all -1 if unknown.
         scalar: in the units of the schema's names; NaN is unknown.
         text: one report a study.
-        ecg: in mV, (b, leads, samples).
+        ecg: in mV, (b, leads, samples); NaN is unknown.
+        frame: first frame of a clip that is asked for, in [-1, 1]; one with a NaN is unknown.
         spacing: mm (or s along time) between voxels, one value a spatial axis.
         affine: voxel index -> RAS+ mm.
         provenance: one a study.
@@ -220,6 +243,7 @@ class Batch:
     scalar: Float[Tensor, "b m"] | None = None
     text: tuple[str, ...] | None = None
     ecg: Float[Tensor, "b leads samples"] | None = None
+    frame: Float[Tensor, "b c h w"] | None = None
     spacing: Float[Tensor, "b axes"] | None = None
     affine: Float[Tensor, "b 4 4"] | None = None
     provenance: tuple[Provenance, ...] | None = None
@@ -251,8 +275,15 @@ class Batch:
         }
         return replace(self, **moved)
 
-    def conditions(self) -> Batch:
-        """Everything but the image: what a generator can be asked for."""
+    def conditions(self, schema: Schema | None = None) -> Batch:
+        """Everything but the image: what a generator can be asked for.
+
+        Args:
+            schema: of the studies; of clips the first frame is kept as `frame`.
+        """
+        clips = schema is not None and schema.time and len(schema.size) == 3
+        if clips and self.frame is None and self.image is not None:
+            return replace(self, image=None, frame=self.image[:, :, 0].clone())
         return replace(self, image=None)
 
     @staticmethod

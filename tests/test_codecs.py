@@ -10,9 +10,11 @@ import torch
 from medgen import registry
 from medgen.codecs.autoencoder import Autoencoder
 from medgen.codecs.health import check_health
+from medgen.codecs.losses import kl_divergence
 from medgen.codecs.pixels import Pixels, cosine_basis
 from medgen.codecs.whitening import Whitening
 from medgen.errors import HealthError
+from medgen.rng import Rng
 from medgen.types import Schema
 
 
@@ -126,9 +128,10 @@ class TestAutoencoder:
         z = codec.encode(images)
         assert z.shape == (3, *shape)
         assert codec.decode(z).shape == images.shape
-        reconstruction, mean, logvar = codec(images, torch.zeros_like(z))
-        assert mean.shape == logvar.shape == z.shape
-        torch.testing.assert_close(reconstruction, codec.reconstruct(mean))
+        made, mean = codec(images), codec.posterior(images)[0]
+        assert mean.shape == z.shape
+        assert made.tokens is None
+        torch.testing.assert_close(made.image, codec.reconstruct(mean))
 
     def test_fit_gives_unit_variance_and_changes_no_reconstruction(self, tiny):
         codec, images = tiny
@@ -143,10 +146,11 @@ class TestAutoencoder:
 
     def test_forward_draws_from_the_posterior(self, tiny):
         codec, images = tiny
-        noise = torch.full((len(images), *codec.latent.shape), 1.5)
-        reconstruction, mean, logvar = codec(images, noise)
-        drawn = mean + 1.5 * (logvar / 2).exp()
-        torch.testing.assert_close(reconstruction, codec.reconstruct(drawn))
+        seeds = range(len(images))
+        made, (mean, logvar) = codec(images, Rng(seeds)), codec.posterior(images)
+        drawn = mean + Rng(seeds).normal(codec.latent.shape) * (logvar / 2).exp()
+        torch.testing.assert_close(made.image, codec.reconstruct(drawn))
+        torch.testing.assert_close(made.penalties["kl"], kl_divergence(mean, logvar))
 
     def test_encode_is_deterministic_and_decode_in_range(self, tiny):
         codec, images = tiny
@@ -158,7 +162,7 @@ class TestAutoencoder:
         optimizer = torch.optim.AdamW(codec.parameters(), lr=3e-3)
         for _ in range(120):
             optimizer.zero_grad()
-            loss = (codec(images, torch.zeros(8, 4, 4, 4))[0] - images).square().mean()
+            loss = (codec(images).image - images).square().mean()
             loss.backward()
             optimizer.step()
         assert loss.item() < 0.1 * images.var().item()
@@ -210,7 +214,7 @@ def trained():
     optimizer = torch.optim.AdamW(codec.parameters(), lr=3e-3)
     for step in range(150):
         part = images[(step * 16) % 64 :][:16]
-        reconstruction, mean, _ = codec(part, torch.zeros(16, *codec.latent.shape))
+        reconstruction, mean = codec(part).image, codec.posterior(part)[0]
         optimizer.zero_grad()
         ((reconstruction - part).square().mean() + 1e-4 * mean.square().mean()).backward()
         optimizer.step()
@@ -237,6 +241,15 @@ class TestHealth:
         health = check_health(codec, smooth(32, (16, 16), seed=1)).require()
         assert health.psnr == 100
         assert health.ssim == pytest.approx(1, abs=1e-4)
+
+    def test_volumes_are_judged_too(self):
+        volumes = smooth(6, (16, 12, 16), seed=1)
+        codec = Pixels(Schema(size=(16, 12, 16)), 2)
+        codec.fit(volumes)
+        assert check_health(codec, volumes).require().psnr == 100
+        untrained = Autoencoder(Schema(size=(16, 12, 16)), channels=(8, 8))
+        untrained.fit(volumes)
+        self.expect(check_health(untrained, volumes), "expected at least 20 dB", "train the codec")
 
     def test_unfitted_scale(self, trained):
         codec = copy.deepcopy(trained[0])

@@ -132,6 +132,22 @@ def test_parts_of_different_domains_are_refused(monkeypatch):
         load_recipe("cxr/quickstart", ["sampler.type=euler"])
 
 
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("codec={type: pixels}", "codec is continuous, backbone is tokens"),
+        ("sampler={type: ab2}", "sampler is continuous"),
+        ("guidance.type=classifier_free_zero", "guidance is continuous"),
+        ("sampler={type: autoregressive}", "in any order, but not drawn so; use type: maskgit"),
+        ("objective={type: next_token}", "one after the other.*use type: autoregressive"),
+        ("backbone.causal=true", "comes from other components"),
+    ],
+)
+def test_parts_of_tokens_go_together(override, message):
+    with pytest.raises(RecipeError, match=message):
+        load_recipe("cxr/maskgit-64", [override])
+
+
 @pytest.mark.parametrize("kind", sorted(PACKAGES))
 def test_every_component_names_its_types(kind):
     for name in names(kind):

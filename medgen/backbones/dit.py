@@ -13,14 +13,17 @@ from medgen.backbones.grids import GridDoor, TransformerControl, check_door, tok
 from medgen.nn.blocks import (
     AdaLNZeroBlock,
     check_doors,
+    initialise,
     mlp,
     modulate,
     rotary_angles,
     sincos_positions,
+    standing_context,
     timestep_embedding,
     zero_linear,
 )
 from medgen.nn.nd import depth_to_space, space_to_depth
+from medgen.nn.space_time import factorise
 from medgen.protocols import Backbone
 from medgen.registry import register
 from medgen.types import Conditioning, CondSpec, LatentSpec
@@ -49,10 +52,14 @@ class DiT(Backbone):
         grid: how a grid enters: "concatenate" to the latent's channels; "spade" modulates every
             token by its own patch of the grid; "controlnet" leaves the network as it is and adds
             the corrections of a copy of its first half, for a base from `train.init_from`.
+        factorised: for clips: blocks attend within frames and along time in turn, so cost grows
+            with frames times pixels, not with its square; a patch is one frame deep. New blocks are
+            the identity, those along time as well.
 
     Raises:
         ValueError: the latent is made of tokens or not divisible into patches, the width not into
-            heads of an even width, or there is no grid for `grid`.
+            heads of an even width, there is no grid for `grid`, or `factorised` without three axes
+            or with one block.
 
     Source: Peebles & Xie 2022, arXiv 2212.09748; the modern parts as in Yao et al. 2025,
     arXiv 2501.01423.
@@ -72,14 +79,16 @@ class DiT(Backbone):
         dropout: float = 0.0,
         variant: Literal["paper", "modern"] = "modern",
         grid: GridDoor = "concatenate",
+        factorised: bool = False,
     ) -> None:
         super().__init__()
-        _check(latent, patch, width, heads)
+        axes = len(latent.size)
+        self.patch = (1, patch, patch) if factorised else (patch,) * axes
+        _check(latent, self.patch, width, heads)
         check_door(grid, cond.grid)
         modern = variant == "modern"
         self.cond = cond
-        self.patch = (patch,) * len(latent.size)
-        self.size = tuple(side // patch for side in latent.size)
+        self.size = tuple(side // each for side, each in zip(latent.size, self.patch, strict=True))
         voxels = math.prod(self.patch)
         self.door = grid
         beside = cond.grid if grid == "concatenate" else 0
@@ -91,7 +100,9 @@ class DiT(Backbone):
             AdaLNZeroBlock(width, heads, context=cond.tokens, modern=modern, dropout=dropout)
             for _ in range(depth)
         )
-        self.apply(_initialise)
+        if factorised:
+            factorise(self.blocks, self.size, width // heads if modern else None)
+        self.apply(initialise)
         self.norm = nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)
         self.modulation = zero_linear(width, 2 * width)
         self.out = zero_linear(width, latent.channels * voxels)
@@ -99,10 +110,10 @@ class DiT(Backbone):
         self.spade = token_grid(seen, width) if grid == "spade" else None
         control = grid == "controlnet"
         self.control = TransformerControl(self.blocks, seen, width) if control else None
-        angles = rotary_angles(self.size, width // heads)
+        angles = rotary_angles(self.size, width // heads) if modern and not factorised else None
         self.register_buffer("places", sincos_positions(self.size, width), persistent=False)
-        self.register_buffer("cos", angles.cos() if modern else None, persistent=False)
-        self.register_buffer("sin", angles.sin() if modern else None, persistent=False)
+        self.register_buffer("cos", None if angles is None else angles.cos(), persistent=False)
+        self.register_buffer("sin", None if angles is None else angles.sin(), persistent=False)
 
     def forward(self, z: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
         """Latents (b c *s) at times (b,) in [0, 1] to (b c *s).
@@ -120,7 +131,7 @@ class DiT(Backbone):
         vector = vector[:, None]  # b 1 d
         if self.spade is not None and cond.grid is not None:
             vector = vector + self.spade(self._patches(cond.grid.to(z.dtype)))  # b n d
-        context, mask = self._context(cond)
+        context, mask = standing_context(self.always, cond)
         rotary = None if self.cos is None else (self.cos, self.sin)
         vector = functional.silu(vector)
         how = {"vector": vector, "context": context, "mask": mask, "rotary": rotary}
@@ -139,29 +150,18 @@ class DiT(Backbone):
         """Voxels (b c *s) as one row a token (b n (c p))."""
         return space_to_depth(x, self.patch).flatten(2).transpose(1, 2)
 
-    def _context(self, cond: Conditioning) -> tuple[Tensor | None, Tensor | None]:
-        """The condition tokens and mask, behind the learned token that always stands."""
-        if cond.tokens is None or cond.mask is None or self.always is None:
-            return None, None
-        always = self.always.to(cond.tokens.dtype).expand(len(cond.tokens), -1, -1)
-        mask = functional.pad(cond.mask, (1, 0), value=True)
-        return torch.cat([always, cond.tokens], dim=1), mask
 
-
-def _check(latent: LatentSpec, patch: int, width: int, heads: int) -> None:
+def _check(latent: LatentSpec, patch: tuple[int, ...], width: int, heads: int) -> None:
     if latent.domain != "continuous":
         raise ValueError("a dit takes continuous latents, the codec makes tokens")
-    if any(side % patch for side in latent.size):
+    if len(patch) != len(latent.size):
         raise ValueError(
-            f"latents of size {latent.size} cannot be cut into patches of {patch}; "
+            f"a factorised dit needs latents of clips (time, height, width), got {latent.size}"
+        )
+    if any(side % each for side, each in zip(latent.size, patch, strict=True)):
+        raise ValueError(
+            f"latents of size {latent.size} cannot be cut into patches of {patch[-1]}; "
             "choose a patch that divides every side"
         )
     if width % heads or (width // heads) % 2:
         raise ValueError(f"width {width} cannot be split into {heads} heads of an even width")
-
-
-def _initialise(module: nn.Module) -> None:
-    """Xavier weights and no bias, except where the block wants zeros."""
-    if isinstance(module, nn.Linear) and module.weight.any():
-        nn.init.xavier_uniform_(module.weight)
-        nn.init.zeros_(module.bias)

@@ -25,7 +25,9 @@ class UNet(Backbone):
     """A U-Net whose residual blocks are shifted by time and conditions.
 
     Its output is zero when it is new. A vector is added to the time embedding, a grid enters as
-    `grid` says. Tokens are refused: the network's cross-attention knows no padding.
+    `grid` says. Tokens are refused: the network's cross-attention knows no padding. Of clips, time
+    is an axis like the others: it is convolved and halved with them, so its frames must divide as
+    sides must; a factorised dit goes further with many frames.
 
     Args:
         latent: what it produces.

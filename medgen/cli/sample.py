@@ -59,6 +59,12 @@ if TYPE_CHECKING:
 @click.option("--no-copies", is_flag=True, help="Refuse copies of the training studies of --real.")
 @click.option("--seed", type=int, default=0, show_default=True, help="All seeds derive from it.")
 @click.option("--workers", type=click.IntRange(1), help="Threads on a CPU. Default: its cores.")
+@click.option(
+    "--memory",
+    type=click.FloatRange(0, min_open=True),
+    help="GB that decoding may take on each worker; volumes are cut into slabs to stay below it. "
+    "Default: 8.",
+)
 @click.option("--shard", metavar="I/N", help="Draw every N-th part only, beginning with part I.")
 @click.option("--sheet", type=click.Path(path_type=Path), help="Also write a contact sheet here.")
 @options.overrides
@@ -79,6 +85,7 @@ def sample(
     no_copies: bool,
     seed: int,
     workers: int | None,
+    memory: float | None,
     shard: str | None,
     sheet: Path | None,
     overrides: tuple[str, ...],
@@ -111,6 +118,7 @@ def sample(
         sampler=settings["sampler"],
         guidance=settings["guidance"],
     )
+    _plan_memory(generator, memory)
     wanted = _plan(
         generator,
         count,
@@ -173,6 +181,17 @@ def verify(dataset: Path, model: Path | None, count: int, seed: int, as_json: bo
         click.echo(f"{verdict}: {result.files} files checked, {result.redrawn} samples drawn again")
         click.echo(f"chain: {result.chain}")
     raise click.exceptions.Exit(int(bool(result.problems)))
+
+
+def _plan_memory(generator: GenerativeModel, gigabytes: float | None) -> None:
+    """Hold decoding to a memory, and say how it gets by with it."""
+    if generator.decoding() is None:
+        if gigabytes is not None:
+            raise click.UsageError("--memory: this model's codec has no decoder to cut into slabs")
+        return
+    if gigabytes is not None:
+        generator.codec.memory = int(gigabytes * 2**30)
+    click.echo(f"decoding a micro-batch {generator.decoding()}", err=True)
 
 
 def _plan(

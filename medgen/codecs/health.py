@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from medgen.codecs.quantizers import codebook_use
 from medgen.errors import HealthError
 from medgen.protocols import Codec
 
@@ -18,6 +19,9 @@ _STD = (0.5, 2.0)
 _MEAN = 0.5
 _OUTLIER = 50.0
 _EXPLAINED = 0.5
+_USED, _PERPLEXITY = 0.5, 0.1
+"""Of the codes that held-out tokens can show: the least that occur, and the least perplexity."""
+_TOKENS_A_CODE = 8
 _RETRAIN = "train the codec longer, give it more latent channels, or compress less"
 
 
@@ -34,6 +38,8 @@ class Health:
         largest: largest absolute value of a latent; unit variance makes it standard deviations.
         images: how many images were looked at.
         problems: what is wrong and what to do about it, one sentence each; empty is healthy.
+        usage: share of the codebook that occurs in these images; None without tokens.
+        perplexity: of the tokens: as many codes, equally often, say as much; None without tokens.
     """
 
     psnr: float
@@ -44,6 +50,8 @@ class Health:
     largest: float
     images: int
     problems: tuple[str, ...]
+    usage: float | None = None
+    perplexity: float | None = None
 
     def require(self) -> Health:
         """This report, if it holds no problem.
@@ -94,9 +102,15 @@ def check_health(
     latents, reconstructions = _round_trip(codec, images, batch)
     codec.train(was_training)
     mean, std, largest, problems = _latent_statistics(codec, latents)
+    usage = perplexity = None
+    if codec.latent.domain == "tokens":
+        usage, perplexity = codebook_use(latents, codec.latent.vocab)
+        problems += _codebook_problems(usage, perplexity, latents.numel(), codec.latent.vocab)
     psnr, ssim, explained = _fidelity(images, reconstructions)
     problems += _fidelity_problems(psnr, ssim, explained, min_psnr, min_ssim)
-    return Health(psnr, ssim, explained, mean, std, largest, len(images), tuple(problems))
+    return Health(
+        psnr, ssim, explained, mean, std, largest, len(images), tuple(problems), usage, perplexity
+    )
 
 
 def _finite(value: Tensor) -> bool:
@@ -119,6 +133,8 @@ def _fidelity(images: Tensor, reconstructions: Tensor) -> tuple[float, float, fl
     error = (images - reconstructions).square()
     per_image = error.flatten(1).mean(dim=1).clamp_min(4 * 10 ** (-_LOSSLESS / 10))
     psnr = (10 * torch.log10(4 / per_image)).mean()
+    if images.ndim == 3:  # a signal is an image whose rows are its leads
+        images, reconstructions = images[:, None], reconstructions[:, None]
     small = min(images.shape[2:]) < 11
     sizes = {"kernel_size": 3, "sigma": 0.3} if small else {}
     ssim = similarity(
@@ -178,6 +194,19 @@ def _latent_statistics(
     else:
         problems += _channel_problems(mean, std, largest)
     return tuple(mean.tolist()), tuple(std.tolist()), float(largest.max()), problems
+
+
+def _codebook_problems(usage: float, perplexity: float, tokens: int, vocab: int) -> list[str]:
+    """A codebook that collapsed; few tokens can show few codes, which is nobody's fault."""
+    showable = min(vocab, tokens // _TOKENS_A_CODE)
+    if usage * vocab >= _USED * showable and perplexity >= _PERPLEXITY * showable:
+        return []
+    return [
+        f"its codebook collapsed: {usage:.0%} of its {vocab} codes occur in {tokens} held-out "
+        f"tokens, with a perplexity of {perplexity:.0f}, expected at least {_USED * showable:.0f} "
+        f"codes and a perplexity of {_PERPLEXITY * showable:.0f}; train it longer or with a larger "
+        "batch, or give it a smaller vocabulary"
+    ]
 
 
 def _global_problems(mean: Tensor, std: Tensor) -> list[str]:

@@ -37,6 +37,7 @@ class Pixels(Codec):
     Source: Ahmed, Natarajan, Rao 1974, Discrete Cosine Transform, type II.
     """
 
+    domain = "continuous"
     basis: Tensor
 
     def __init__(self, schema: Schema, patch: int = 1, *, whiten: Whiten = "global") -> None:

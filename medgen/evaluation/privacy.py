@@ -117,7 +117,8 @@ class Memorization:
     distance to the nearest training study over that to the nearest of another patient; near 0 is
     copying) and authenticity (share of samples farther from their nearest training study than that
     is from its own neighbour; near 0 is copying). The spaces: pixels, features of the extractor,
-    and "registered", where crops, shifts and exposure do not count. Mirrored copies count in all.
+    and "registered", where crops, shifts and exposure do not count (of clips, in the mean frame).
+    Mirrored copies count in all.
 
     Args:
         extractor: None is the evaluation's own.
@@ -188,11 +189,15 @@ class Memorization:
 
 
 def _registered(comparison: Comparison) -> _Space:
-    """Best matches up to mirroring, crop, shift and exposure."""
-    search = RegisteredSearch(images_of(comparison.train.batch))
-    drawn, held = (
-        search.nearest(images_of(side.batch)) for side in (comparison.synthetic, comparison.heldout)
-    )
+    """Best matches up to mirroring, crop, shift and exposure; of clips, those of the mean frame."""
+
+    def flat(side: Side) -> Tensor:
+        images = images_of(side.batch)
+        return images.mean(dim=2) if images.ndim == 5 else images
+
+    search = RegisteredSearch(flat(comparison.train))
+    sides = comparison.synthetic, comparison.heldout
+    drawn, held = (search.nearest(flat(side)) for side in sides)
     return _Space("registered", drawn, held)
 
 

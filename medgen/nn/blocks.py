@@ -166,6 +166,8 @@ class Attention(nn.Module):
         context: Float[Tensor, "b m c"] | None = None,
         mask: Tensor | None = None,
         rotary: tuple[Tensor, Tensor] | None = None,
+        causal: bool = False,
+        cache: KeyValues | None = None,
     ) -> Float[Tensor, "b n d"]:
         """Attend.
 
@@ -174,6 +176,8 @@ class Attention(nn.Module):
             context: tokens that answer; None means `x`.
             mask: (b m), True where a context token stands, False where it is padding.
             rotary: cosines and sines of `rotary_angles`.
+            causal: a token attends to itself and those before it only.
+            cache: of the tokens before `x`, which `x` attends to as well; it takes up those of `x`.
         """
         k, v = self._split(self.key_value(x if context is None else context), 2)
         (q,) = self._split(self.query(x), 1)
@@ -181,13 +185,36 @@ class Attention(nn.Module):
         if rotary is not None:
             q, k = rotate(q, *rotary), rotate(k, *rotary)
         allowed = None if mask is None else mask[:, None, None, :]
-        y = attention(q.to(v.dtype), k.to(v.dtype), v, mask=allowed)
+        if cache is not None:
+            k, v = cache.extend(k, v)
+            if causal and q.shape[2] > 1:
+                before = k.shape[2] - q.shape[2]
+                allowed = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device)
+                allowed = allowed.tril(before)
+            causal = False
+        y = attention(q.to(v.dtype), k.to(v.dtype), v, mask=allowed, causal=causal)
         return self.dropout(self.out(y.transpose(1, 2).flatten(2)))
 
     def _split(self, x: Tensor, parts: int) -> tuple[Tensor, ...]:
         batch, length, _ = x.shape
         x = x.view(batch, length, parts, self.heads, -1)  # b n parts h d
         return x.permute(2, 0, 3, 1, 4).unbind(0)
+
+
+class KeyValues:
+    """Keys and values of the tokens that a causal attention has seen, (b h n d) each."""
+
+    def __init__(self) -> None:
+        self.keys: Tensor | None = None
+        self.values: Tensor | None = None
+
+    def extend(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Take up those of further tokens; returns all."""
+        if self.keys is not None and self.values is not None:
+            keys = torch.cat([self.keys, keys], dim=2)
+            values = torch.cat([self.values, values], dim=2)
+        self.keys, self.values = keys, values
+        return keys, values
 
 
 class GELU(nn.Sequential):
@@ -244,7 +271,7 @@ class AdaLNZeroBlock(nn.Module):
     ) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)
-        self.attention = Attention(width, heads, qk_norm=modern, dropout=dropout)
+        self.attention: nn.Module = Attention(width, heads, qk_norm=modern, dropout=dropout)
         self.cross = None
         if context:
             self.cross = Attention(width, heads, context=context, dropout=dropout)
@@ -261,11 +288,14 @@ class AdaLNZeroBlock(nn.Module):
         context: Tensor | None = None,
         mask: Tensor | None = None,
         rotary: tuple[Tensor, Tensor] | None = None,
+        causal: bool = False,
+        cache: KeyValues | None = None,
     ) -> Float[Tensor, "b n d"]:
         """One block; `vector` is already activated: one a sample (b d), or one a token (b n d)."""
         parts = self.modulation(vector if vector.ndim == 3 else vector[:, None]).chunk(6, dim=-1)
         shift, scale, gate, shift_two, scale_two, gate_two = parts
-        x = x + gate * self.attention(modulate(self.norm(x), shift, scale), rotary=rotary)
+        y = modulate(self.norm(x), shift, scale)
+        x = x + gate * self.attention(y, rotary=rotary, causal=causal, cache=cache)
         if self.cross is not None:
             x = x + self.cross(self.norm(x), context=context, mask=mask)
         return x + gate_two * self.feed_forward(modulate(self.norm(x), shift_two, scale_two))
@@ -277,3 +307,24 @@ def zero_linear(width_in: int, width_out: int) -> nn.Linear:
     nn.init.zeros_(layer.weight)
     nn.init.zeros_(layer.bias)
     return layer
+
+
+def initialise(module: nn.Module) -> None:
+    """Xavier weights and no bias, except where a block wants zeros; for `nn.Module.apply`."""
+    if isinstance(module, nn.Linear) and module.weight.any():
+        nn.init.xavier_uniform_(module.weight)
+        nn.init.zeros_(module.bias)
+
+
+def standing_context(
+    always: Float[Tensor, "1 1 d"] | None, cond: Conditioning
+) -> tuple[Tensor | None, Tensor | None]:
+    """Condition tokens and their mask behind a learned token that always stands.
+
+    So all others may be padding. None and None where there is no door for tokens.
+    """
+    if cond.tokens is None or cond.mask is None or always is None:
+        return None, None
+    standing = always.to(cond.tokens.dtype).expand(len(cond.tokens), -1, -1)
+    mask = functional.pad(cond.mask, (1, 0), value=True)
+    return torch.cat([standing, cond.tokens], dim=1), mask

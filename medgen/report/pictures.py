@@ -15,6 +15,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from medgen.disk import write_bytes
+from medgen.report.traces import traces
 
 PAPER = (16, 18, 22)
 INK = (206, 211, 219)
@@ -94,7 +95,7 @@ def contact_sheet(
 
     Args:
         images: (b c h w) in [-1, 1]; 3 channels are colour, other channels stand side by side.
-            Volumes (b c x y z) show three planes.
+            Volumes (b c x y z) show three planes, signals (b c t) their traces.
         captions: one an image, under it; cut to its width.
         columns: images a row; None makes the sheet a little wider than high.
         masks: (b h w), or (b x y z), integer classes, outlined in one colour a class.
@@ -107,6 +108,8 @@ def contact_sheet(
     """
     if images.ndim == 5:
         images, masks = planes(images, masks)
+    elif images.ndim == 3:
+        images = traces(images)
     _check_shapes(images, captions, masks)
     count, _, height, width = images.shape
     scale = scale or max(1, round(CELL / max(height, width)))

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from medgen.protocols import Domain
 from medgen.registry import register
 from medgen.types import Field
 
@@ -70,7 +72,7 @@ class ClassifierFree:
             if not inside.any():
                 return towards
             guided = _extrapolate(null(z, t), towards, self.scale)
-            return torch.where(_over(inside, z), guided, towards)
+            return torch.where(_over(inside, towards), guided, towards)
 
         return field
 
@@ -83,7 +85,7 @@ class ClassifierFreeZero:
     While t is below `zero_share` the field is zero and nothing is evaluated: z stays, t advances.
     The authors' default is one solver step. A multistep sampler remembers the still start, so that
     AB2's first real step is half as long again. If the still start alone helps much, the model is
-    under-trained.
+    under-trained. Tokens cannot stay still, so it guides continuous fields only.
 
     Args:
         scale: 1 leaves the conditional field, after the still start.
@@ -94,6 +96,8 @@ class ClassifierFreeZero:
 
     Source: Fan et al. 2025, arXiv 2503.18886.
     """
+
+    domain: Domain = "continuous"
 
     def __init__(self, scale: float = 2.0, zero_share: float = 0.04) -> None:
         if not 0 <= zero_share < 1:
@@ -114,7 +118,7 @@ class ClassifierFreeZero:
             velocity = conditional(z, t)
             if null is not None:
                 base = null(z, t)
-                base = base * _over(best_scale(velocity, base), z).to(base.dtype)
+                base = base * _over(best_scale(velocity, base), base).to(base.dtype)
                 velocity = _extrapolate(base, velocity, self.scale)
             return torch.where(_over(moving, z), velocity, torch.zeros_like(velocity))
 
@@ -125,12 +129,14 @@ class ClassifierFreeZero:
 class Autoguidance:
     """weak + scale (conditional - weak): away from a worse version of the same model.
 
-    The weak model has the same conditions but less training or fewer weights, so its errors are
-    the model's own, larger. It needs no condition dropout. On few studies it pulls samples onto
-    the training set: audit memorization.
+    The weak model has less training or fewer weights, so its errors are the model's own, larger.
+    Asked under the same conditions, it sharpens what is drawn and needs no condition dropout;
+    asked under none, it also exaggerates the conditions, as classifier-free guidance does. On few
+    studies it pulls samples onto the training set: audit memorization.
 
     Args:
         scale: 1 is off.
+        weak_conditions: what the weak model is asked for: the "same", or "none".
 
     Raises:
         ValueError: a negative scale.
@@ -138,14 +144,17 @@ class Autoguidance:
     Source: Karras et al. 2024, arXiv 2406.02507.
     """
 
-    def __init__(self, scale: float = 1.5) -> None:
+    def __init__(
+        self, scale: float = 1.5, weak_conditions: Literal["same", "none"] = "same"
+    ) -> None:
         self.scale = _scale(scale)
-        self.needs: frozenset[str] = _CONDITIONAL if scale == 1 else _CONDITIONAL | {"weak"}
+        self.weak = "weak" if weak_conditions == "same" else "weak_null"
+        self.needs: frozenset[str] = _CONDITIONAL if scale == 1 else _CONDITIONAL | {self.weak}
 
     def combine(self, fields: Mapping[str, Field]) -> Field:
         """The guided field; one evaluation of each field."""
         needed = _take(fields, self.needs)
-        conditional, weak = needed["conditional"], needed.get("weak")
+        conditional, weak = needed["conditional"], needed.get(self.weak)
         if weak is None:
             return conditional
         return lambda z, t: _extrapolate(weak(z, t), conditional(z, t), self.scale)
@@ -169,9 +178,9 @@ def _extrapolate(base: Tensor, towards: Tensor, scale: float) -> Tensor:
     return base + scale * (towards - base)
 
 
-def _over(values: Tensor, z: Tensor) -> Tensor:
-    """One value a sample, (b,), shaped to meet z (b c *s)."""
-    return values.view(-1, *[1] * (z.ndim - 1))
+def _over(values: Tensor, output: Tensor) -> Tensor:
+    """One value a sample, (b,), shaped to meet the output of a field: (b c *s) or (b *s v)."""
+    return values.view(-1, *[1] * (output.ndim - 1))
 
 
 def _scale(scale: float) -> float:

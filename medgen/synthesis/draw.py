@@ -112,6 +112,9 @@ def _about(model: GenerativeModel, plan: Plan, filters: Filters | None) -> dict[
     parts: dict[str, Any] = {} if filters is None else {"filters": filters.about()}
     if model.weak is not None:
         parts["weak"] = model.weak.source
+    decoding = model.decoding()
+    if decoding is not None and decoding.cuts:
+        parts["memory"] = decoding.budget
     return parts | {
         "checkpoint": model.source,
         "plan": plan.digest,

@@ -17,11 +17,14 @@ from medgen.data.export import write_image, write_mask
 from medgen.data.geometry import centred_affine
 from medgen.disk import write_bytes
 from medgen.synthesis.chain import chained
-from medgen.types import Batch, Schema
+from medgen.types import Batch, Schema, digest_of_values
 
 
 def condition_of(conditions: Batch, index: int, schema: Schema) -> dict[str, Any]:
-    """What sample `index` was asked for, in names and values; unknown findings are left out."""
+    """What sample `index` was asked for, in names and values; unknown findings are left out.
+
+    Of an ECG or a first frame it tells whose it is and the SHA-256 of its values, never these.
+    """
     asked: dict[str, Any] = {}
     if conditions.label is not None:
         row = conditions.label[index].tolist()
@@ -35,6 +38,12 @@ def condition_of(conditions: Batch, index: int, schema: Schema) -> dict[str, Any
         values = [float(value) for value in conditions.scalar[index]]
         pairs = zip(schema.scalars, values, strict=True)
         asked["scalars"] = {name: value for name, value in pairs if value == value}
+    for name in ("ecg", "frame"):
+        values = getattr(conditions, name)
+        if values is not None:
+            asked[name] = {"sha256": digest_of_values(values[index])}
+            if conditions.provenance is not None:
+                asked[name]["of"] = conditions.provenance[index].id
     if conditions.spacing is not None:
         asked["spacing"] = conditions.spacing[index].tolist()
     return asked

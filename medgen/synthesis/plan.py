@@ -66,7 +66,7 @@ def describe(dataset: Dataset, conditions: Batch) -> dict[str, Any]:
         "patients": len({study.patient for study in dataset.studies}),
         **geometry_of(dataset.schema, conditions),
     }
-    if conditions.label is not None:
+    if conditions.label is not None and dataset.schema.findings:
         known = conditions.label[(conditions.label >= 0).all(dim=1)]
         rows, counts = torch.unique(known, dim=0, return_counts=True)
         found["labels"] = {"rows": rows.tolist(), "counts": counts.tolist()}
@@ -158,7 +158,8 @@ def make_plan(
 def plan_like(model: GenerativeModel, dataset: Dataset, *, count: int, seed: int = 0) -> Plan:
     """A plan that asks a model for the conditions of real studies, each about equally often.
 
-    Label, scalars and mask of one study stay together, so what is asked for is possible.
+    Label, scalars, mask, ECG and first frame of one study stay together, so what is asked for is
+    possible; the plan knows which study they are of.
 
     Raises:
         DataError: a study has a geometry that the model was not trained on.
@@ -166,7 +167,7 @@ def plan_like(model: GenerativeModel, dataset: Dataset, *, count: int, seed: int
     rng = np.random.default_rng(derive(seed, "plan"))
     chosen = _even(len(dataset), count, rng).tolist()
     kept = sorted(set(chosen))
-    source = load(dataset, kept).conditions()
+    source = load(dataset, kept).conditions(dataset.schema)
     geometry = Geometry.of(model.schema, model.statistics)
     if geometry is not None and source.spacing is not None:
         geometry.require(source.spacing, "studies to draw like: ")
@@ -174,7 +175,8 @@ def plan_like(model: GenerativeModel, dataset: Dataset, *, count: int, seed: int
         geometry.require_tilt(tilt_of(source.affine), "studies to draw like: ")
     rows = source.select([kept.index(index) for index in chosen])
     asked = {name: getattr(rows, name) for name in model.conditioner.reads}
-    return Plan(Batch(**asked), tuple(derive(seed, index) for index in range(count)))
+    conditions = Batch(**asked, provenance=rows.provenance)
+    return Plan(conditions, tuple(derive(seed, index) for index in range(count)))
 
 
 def plan_from_table(

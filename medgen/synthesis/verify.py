@@ -74,6 +74,8 @@ def verify(
         for part, got in (("checkpoint", model.source), ("weak model", weak)):
             if got != drew[part]:
                 raise DataError(f"{folder}: was drawn by {part} {drew[part]}, got {got}")
+        if "memory" in about:  # cut into other slabs, a sample is rounded otherwise
+            model.codec.memory = about["memory"]
         chosen = np.random.default_rng(derive(seed, "verify")).permutation(len(records))[:count]
         redrawn = len(chosen)
         problems += _drawn_differently(folder, model, records, about, sorted(chosen.tolist()))
@@ -141,10 +143,19 @@ def _drawn_differently(
 
 
 def _plan(folder: Path, records: list[dict[str, Any]], model: GenerativeModel) -> Plan:
-    """The plan that a manifest tells of."""
+    """The plan that a manifest tells of.
+
+    Raises:
+        DataError: it asked for ECGs or first frames, which a dataset does not hold.
+    """
     schema = model.drawn
     asked = [record["condition"] for record in records]
     masks_asked = not model.schema.mask_channels or any("mask" in a for a in asked)
+    if any(name in a for a in asked for name in ("ecg", "frame")):
+        raise DataError(
+            f"{folder}: its samples were asked for with ECGs or first frames of other clips, which "
+            "it does not hold, so none can be drawn again; verify its files alone, without a model"
+        )
     label = scalar = mask = spacing = None
     if schema.exclusive and any("finding" in a for a in asked):
         rows = [

@@ -1,4 +1,4 @@
-"""The loop that trains an autoencoder against a critic, exactly resumable."""
+"""The loop that trains a codec against a critic, exactly resumable."""
 
 from __future__ import annotations
 
@@ -11,15 +11,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from medgen.checkpoint import WEIGHTS, content_digest, write_weights
-from medgen.codecs.autoencoder import Autoencoder
 from medgen.codecs.health import Health, check_health
 from medgen.codecs.losses import CodecLosses
 from medgen.disk import replacing
 from medgen.errors import DataError, RecipeError
-from medgen.protocols import Codec, Dataset
+from medgen.protocols import Codec, Dataset, LearnedCodec
 from medgen.settings import TrainSettings
 from medgen.training.codec_learner import CodecLearner, images_of, spread
-from medgen.training.common import check_settings
+from medgen.training.common import check_settings, kept_random_state
 from medgen.training.loop import Loop
 from medgen.training.state import StateFolder
 
@@ -54,7 +53,7 @@ class CodecResult:
 
 
 def train_codec(
-    codec: Autoencoder,
+    codec: LearnedCodec,
     train: Dataset,
     validation: Dataset,
     settings: TrainSettings,
@@ -68,7 +67,7 @@ def train_codec(
     preview: CodecPreview | None = None,
     progress: bool = True,
 ) -> CodecResult:
-    """Train an autoencoder; leaves `codec` with its averaged weights, fitted and checked.
+    """Train an autoencoder or a tokenizer; leaves it with its averaged weights, fitted and checked.
 
     Call it again with the same arguments to resume: on the CPU the final weights and the log equal
     those of an uninterrupted run, bit for bit, wherever it was killed. Processes started by
@@ -107,7 +106,8 @@ def train_codec(
     loop = Loop(
         learner, train, validation, states, out, title="training the codec", preview=preview
     )
-    resumed = loop.run(progress)
+    with kept_random_state(learner.device):
+        resumed = loop.run(progress)
     learner.average.copy_to_parameters()
     codec.requires_grad_(False)
     fit_codec(codec, train)
@@ -158,10 +158,10 @@ def write_health(path: Path, health: Health) -> None:
 
 
 def _check_data(codec: Codec, train: Dataset, validation: Dataset) -> None:
-    if not isinstance(codec, Autoencoder):
+    if not isinstance(codec, LearnedCodec):
         raise RecipeError(
             f"codec.train: a codec of type {type(codec).__name__} has nothing to train; remove "
-            "`train` or choose type: autoencoder"
+            "`train` or choose type: autoencoder or tokenizer"
         )
     for name, data in (("training", train), ("validation", validation)):
         if len(data) == 0:

@@ -1,4 +1,4 @@
-"""An autoencoder that learns: it and its critic, their optimisers, steps, validation and state."""
+"""A codec that learns: it and its critic, their optimisers, steps, validation and state."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from medgen.codecs.autoencoder import Autoencoder
 from medgen.codecs.losses import (
     AutoencoderLoss,
     CodecLosses,
@@ -18,8 +17,9 @@ from medgen.codecs.losses import (
     hinge_critic,
     hinge_generator,
 )
+from medgen.codecs.quantizers import codebook_use
 from medgen.errors import DataError
-from medgen.protocols import Dataset
+from medgen.protocols import Dataset, LearnedCodec
 from medgen.rng import Rng, derive
 from medgen.settings import TrainSettings
 from medgen.training.common import (
@@ -31,6 +31,7 @@ from medgen.training.common import (
     make_accelerator,
     make_optimizer,
     optimizer_step,
+    seed_global,
     set_learning_rate,
     share,
     step_seeds,
@@ -43,6 +44,7 @@ from medgen.training.state import (
     part,
     with_prefix,
 )
+from medgen.types import Reconstruction
 
 VALIDATION_STUDIES = 256
 CRITIC_BETAS = (0.5, 0.9)
@@ -71,7 +73,7 @@ def spread(total: int, most: int) -> list[int]:
 
 
 class CodecLearner:
-    """An autoencoder in training, and the critic that it learns against.
+    """An autoencoder or a tokenizer in training, and the critic that it learns against.
 
     Args:
         codec: moved to the device.
@@ -88,7 +90,7 @@ class CodecLearner:
 
     def __init__(
         self,
-        codec: Autoencoder,
+        codec: LearnedCodec,
         settings: TrainSettings,
         losses: CodecLosses,
         *,
@@ -103,14 +105,14 @@ class CodecLearner:
         broadcast_module(self.accelerator, codec)
         self.optimizer = make_optimizer(codec.parameters(), settings)
         self.gradients = Gradients(codec.parameters())
-        self.average = Average(dict(codec.named_parameters()))
+        self.average = Average(codec.averaged)
         self.critic: Critic | None = None
         if losses.adversarial_weight > 0 and settings.images > settings.autoencoder_warmup:
             self._make_critic()
 
     @property
-    def module(self) -> Autoencoder:
-        """The autoencoder."""
+    def module(self) -> LearnedCodec:
+        """The codec."""
         return self.codec
 
     def _make_critic(self) -> None:
@@ -124,11 +126,12 @@ class CodecLearner:
         self.critic_gradients = Gradients(critic.parameters())
 
     def step(self, data: Dataset, step: int) -> dict[str, float]:
-        """One step of the autoencoder, then one of the critic; returns losses and norms."""
+        """One step of the codec, then one of the critic; returns losses and norms."""
         settings, accelerator = self.settings, self.accelerator
         rank, processes = accelerator.process_index, accelerator.num_processes
         chosen = share(indices(settings.seed, len(data), step, settings.batch), rank, processes)
         seeds = share(step_seeds(settings.seed, step, settings.batch), rank, processes)
+        seed_global(derive(settings.seed, "codebook", step, rank), self.device)
         self.codec.train()
         self.gradients.zero()
         voice = self._voice(step)
@@ -137,13 +140,13 @@ class CodecLearner:
         micro = settings.micro_batch or len(chosen)
         for first in range(0, len(chosen), micro):
             now = slice(first, first + micro)
-            image, noise = self._draw(data, list(chosen[now]), list(seeds[now]))
+            image, rng = self._draw(data, list(chosen[now]), list(seeds[now]))
             with accelerator.autocast():
-                reconstruction, mean, logvar = self.codec(image, noise)
-            parts = self.loss(reconstruction.float(), image, mean.float(), logvar.float())
+                made: Reconstruction = self.codec(image, rng)
+            parts = self.loss(made.image.float(), image, made.penalties)
             if voice is not None:
-                parts["adversarial"] = self._adversarial(reconstruction, parts, voice)
-                pairs.append((image, reconstruction.detach()))
+                parts["adversarial"] = self._adversarial(made, parts, voice)
+                pairs.append((image, made.image.detach()))
             weighed = {name: part.sum() / len(chosen) for name, part in parts.items()}
             accelerator.backward(torch.stack(list(weighed.values())).sum())
             for name, part_sum in weighed.items():
@@ -162,29 +165,27 @@ class CodecLearner:
             return None
         return min(heard / self.settings.warmup, 1.0) if self.settings.warmup else 1.0
 
-    def _draw(self, data: Dataset, chosen: list[int], seeds: list[int]) -> tuple[Tensor, Tensor]:
-        """Images and the noise of their latents."""
+    def _draw(self, data: Dataset, chosen: list[int], seeds: list[int]) -> tuple[Tensor, Rng]:
+        """Images, and the randomness of their latents."""
         rng = Rng(seeds)
         image = images_of(data, chosen)
         if self.settings.flip:
             flip = rng.child("flip").uniform() < 0.5
             image = torch.where(flip.view(-1, *[1] * (image.ndim - 1)), image.flip(-1), image)
-        noise = rng.normal(self.codec.latent.shape)
-        return image.to(self.device), noise.to(self.device)
+        return image.to(self.device), rng
 
-    def _adversarial(
-        self, reconstruction: Tensor, parts: dict[str, Tensor], voice: float
-    ) -> Tensor:
+    def _adversarial(self, made: Reconstruction, parts: dict[str, Tensor], voice: float) -> Tensor:
         """The critic's part of the loss, (b,)."""
         assert self.critic is not None
         self.critic.requires_grad_(False)
         with self.accelerator.autocast():
-            judged = self.critic(reconstruction)
+            judged = self.critic(made.image)
         self.critic.requires_grad_(True)
         verdict = hinge_generator(judged.float())
         weight = torch.as_tensor(self.losses.adversarial_weight * voice, device=self.device)
         if self.losses.adaptive:
-            seen = torch.stack([part.mean() for name, part in parts.items() if name != "kl"]).sum()
+            visible = [part.mean() for name, part in parts.items() if name not in made.penalties]
+            seen = torch.stack(visible).sum()
             weight = weight * balance(
                 seen, verdict.mean(), self.codec.last_layer, average=self._mean_over_processes
             )
@@ -227,27 +228,36 @@ class CodecLearner:
 
     @torch.no_grad()
     def validate(self, data: Dataset) -> dict[str, float]:
-        """Loss without the critic, and PSNR in dB, of the averaged weights on held-out images."""
+        """What held-out images say of the averaged weights.
+
+        The loss without the critic, PSNR in dB and, of a tokenizer, the share of its codebook that
+        occurs and the perplexity of its tokens.
+        """
         totals: list[Tensor] = []
         errors: list[Tensor] = []
+        tokens: list[Tensor] = []
         self.codec.eval()
         chosen = spread(len(data), VALIDATION_STUDIES)
         with self.average.applied():
             for first in range(0, len(chosen), self.settings.batch):
                 image = images_of(data, chosen[first : first + self.settings.batch])
                 image = image.to(self.device)
-                noise = torch.zeros(len(image), *self.codec.latent.shape, device=self.device)
                 with self.accelerator.autocast():
-                    reconstruction, mean, logvar = self.codec(image, noise)
-                parts = self.loss(reconstruction.float(), image, mean.float(), logvar.float())
+                    made: Reconstruction = self.codec(image)
+                parts = self.loss(made.image.float(), image, made.penalties)
                 totals.append(torch.stack(list(parts.values())).sum(dim=0))
-                error = (reconstruction.float().clamp(-1, 1) - image).square()
+                error = (made.image.float().clamp(-1, 1) - image).square()
                 errors.append(error.flatten(1).mean(dim=1))
+                tokens += [] if made.tokens is None else [made.tokens]
         psnr = 10 * torch.log10(4 / torch.cat(errors).clamp_min(1e-10))
-        return {
+        values = {
             "validation_loss": float(torch.cat(totals).mean()),
             "validation_psnr": float(psnr.mean()),
         }
+        if tokens:
+            used, perplexity = codebook_use(torch.cat(tokens), self.codec.latent.vocab)
+            values |= {"validation_usage": used, "validation_perplexity": perplexity}
+        return values
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Tensors and scalars to resume from."""

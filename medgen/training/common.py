@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from functools import lru_cache
 from typing import TYPE_CHECKING, Literal, TypeVar
 
@@ -235,6 +236,11 @@ def seed_global(seed: int, device: torch.device) -> None:
         torch.cuda.manual_seed(seed)
     elif device.type == "mps":
         torch.mps.manual_seed(seed)
+
+
+def kept_random_state(device: torch.device) -> AbstractContextManager[None]:
+    """Leaves torch's global generators as they were, whatever is drawn from them inside."""
+    return torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
 
 
 def average_scalar(accelerator: Accelerator, value: Tensor) -> float:

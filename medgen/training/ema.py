@@ -63,13 +63,13 @@ def width_of(gamma: float) -> float:
 
 
 class Average:
-    """A running average of parameters.
+    """A running average of parameters, or of other tensors that change in place.
 
     Args:
         parameters: by name; the average starts at their values.
     """
 
-    def __init__(self, parameters: Mapping[str, nn.Parameter]) -> None:
+    def __init__(self, parameters: Mapping[str, Tensor]) -> None:
         self._parameters = dict(parameters)
         self.tensors = {name: p.detach().clone() for name, p in parameters.items()}
 
@@ -208,6 +208,6 @@ def _inner(
 
 
 @torch.no_grad()
-def _copy(source: Mapping[str, Tensor], target: Mapping[str, nn.Parameter]) -> None:
+def _copy(source: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> None:
     for name, tensor in source.items():
         target[name].copy_(tensor)

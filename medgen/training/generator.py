@@ -11,14 +11,13 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from medgen.checkpoint import WEAK, WEIGHTS, content_digest, write_weights
 from medgen.errors import DataError
 from medgen.model import GenerativeModel
 from medgen.settings import TrainSettings
-from medgen.training.common import check_settings, due
+from medgen.training.common import check_settings, due, kept_random_state
 from medgen.training.learner import Learner, TrainingData
 from medgen.training.loop import Loop
 from medgen.training.state import StateFolder
@@ -132,7 +131,7 @@ def train_generator(
     loop = Loop(
         learner, train, held_out, states, out, title="training", preview=preview, after=after
     )
-    with _global_random_state(learner.device):
+    with kept_random_state(learner.device):
         resumed = loop.run(progress)
     kept = loop.images
     if learner.watch is not None and learner.watch.began:
@@ -189,8 +188,3 @@ def _identity(
 def _columns(batch: Batch) -> dict[str, Any]:
     values = {field.name: getattr(batch, field.name) for field in fields(batch)}
     return {name: value for name, value in values.items() if value is not None}
-
-
-def _global_random_state(device: torch.device) -> Any:
-    """Leaves torch's global generators as they were."""
-    return torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
