@@ -74,7 +74,7 @@ def _noisy_overwriting(model, mask, seeds):
 
 @torch.no_grad()
 def test_a_known_mask_is_followed(joint, wanted):
-    """Nearly as well as in real studies; fresh noise at every step, which is slower, does no better."""
+    """Nearly as well as in real studies; fresh noise at every step does no better."""
     seeds = list(range(COUNT))
     drawn = joint.sample(Batch(mask=wanted.mask), seeds)
     assert torch.equal(drawn.mask, wanted.mask)
