@@ -46,6 +46,8 @@ class Schema:
             spacing is in s; an ECG as an image has its leads as channels and a window in mV.
         leads: names of the leads of `Batch.ecg`, which spans the time of the clip beside it.
         ecg_rate: samples of `Batch.ecg` a second, Hz.
+        mask_channels: the last so many channels of an image are its mask, one a class but the
+            background, 1 inside and -1 outside; 0 where masks stand apart.
     """
 
     size: tuple[int, ...]
@@ -60,6 +62,7 @@ class Schema:
     time: bool = False
     leads: tuple[str, ...] = ()
     ecg_rate: float = 0.0
+    mask_channels: int = 0
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Schema:
