@@ -88,7 +88,7 @@ class GenerativeModel(nn.Module):
             scalars=self.schema.scalars if "scalar" in reads else (),
             mask_classes=self.schema.mask_classes if "mask" in reads or joint else (),
             text=self.schema.text and "text" in reads,
-            leads=self.schema.leads if "ecg" in reads else (),
+            leads=self.schema.leads if "ecg" in reads or len(self.schema.size) == 1 else (),
             ecg_rate=self.schema.ecg_rate if "ecg" in reads else 0.0,
             channels=self.schema.channels - joint,
             mask_channels=0,

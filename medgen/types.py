@@ -44,7 +44,8 @@ class Schema:
             where images have no common unit.
         time: the first axis is time: clips (time, height, width) and signals (time,), whose first
             spacing is in s; an ECG as an image has its leads as channels and a window in mV.
-        leads: names of the leads of `Batch.ecg`, which spans the time of the clip beside it.
+        leads: names of the leads of `Batch.ecg`, which spans the time of the clip beside it, or of
+            the channels of an ECG as an image.
         ecg_rate: samples of `Batch.ecg` a second, Hz.
         mask_channels: the last so many channels of an image are its mask, one a class but the
             background, 1 inside and -1 outside; 0 where masks stand apart.

@@ -57,7 +57,7 @@ def write_sample(
     Args:
         folder: of the dataset.
         name: of the sample.
-        drawn: the sample, with the mask that goes with it, the ECG and the spacing that it was asked
+        drawn: the sample, with its mask, and the ECG and the spacing that it was asked
             for, if any; the spacing of others is the schema's.
         schema: of the samples.
 
