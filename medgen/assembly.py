@@ -25,6 +25,7 @@ from medgen.checkpoint import (
     write_weights,
 )
 from medgen.conditioners.joint import JointConditioner
+from medgen.data.joint import Joint
 from medgen.disk import write_bytes
 from medgen.document import Document, dump_yaml
 from medgen.errors import CheckpointError, DataError, OutputError, RecipeError
@@ -33,6 +34,9 @@ from medgen.protocols import Codec, Dataset
 from medgen.recipe import Recipe, check
 from medgen.settings import ProveSettings, TrainSettings
 from medgen.types import Schema
+
+CONTROL = "backbone.control."
+"""Tensors of a ControlNet begin so."""
 
 
 def build_dataset(section: dict[str, Any], root: Path | None) -> Dataset:
@@ -56,7 +60,13 @@ def build_dataset(section: dict[str, Any], root: Path | None) -> Dataset:
             )
         if not root.is_dir():
             raise DataError(f"{root}: there is no such folder of studies")
-    return registry.build("data", section["type"], _arguments(section), root=root)
+    settings = {k: v for k, v in _arguments(section).items() if k != "joint"}
+    return registry.build("data", section["type"], settings, root=root)
+
+
+def taught(dataset: Dataset, section: dict[str, Any]) -> Dataset:
+    """What a generator learns of a dataset: with `joint`, images that carry their masks."""
+    return Joint(dataset) if section.get("joint") else dataset
 
 
 def build_codec(section: dict[str, Any], schema: Schema) -> Codec:
@@ -142,7 +152,7 @@ def from_pretrained(
     model.source = metadata["digest"]
     model.recipe = sections
     model.statistics = json.loads(metadata.get("statistics", "{}"))
-    if "weak" in model.guidance.needs:
+    if model.guided_by_weak:
         model.weak = _weak_model(folder / WEAK, model).to(device).eval()
     return model.to(device).eval()
 
@@ -174,20 +184,25 @@ def load_codec(path: str | Path) -> Codec:
     return codec.eval()
 
 
-def start_from(model: GenerativeModel, path: str, say: Callable[[str], None]) -> str:
+def start_from(
+    model: GenerativeModel, path: str, say: Callable[[str], None], *, freeze: bool = False
+) -> str:
     """Give conditioner and backbone the weights of another generator, as far as they fit.
+
+    A ControlNet that the other did not have becomes a copy of the network that it controls.
 
     Args:
         model: freshly built, on its own codec.
         path: the other generator's checkpoint.
         say: told one sentence about what was taken.
+        freeze: what was copied does not learn.
 
     Returns:
         Content digest of the checkpoint.
 
     Raises:
         CheckpointError: it is absent, damaged, a codec's, was trained on latents of another codec,
-            or most of the backbone does not fit.
+            most of the backbone does not fit, or nothing is left to learn.
     """
     folder = find_checkpoint(path)
     state, metadata = read_weights(folder)
@@ -203,17 +218,40 @@ def start_from(model: GenerativeModel, path: str, say: Callable[[str], None]) ->
     own = {name: tensor for name, tensor in state.items() if not name.startswith("codec.")}
     learning = torch.nn.ModuleDict({"conditioner": model.conditioner, "backbone": model.backbone})
     found = load_grown(learning, own)
-    fresh = sum(name.startswith("backbone.") for name in found["fresh"])
-    if 2 * fresh > len(model.backbone.state_dict()):
+    base = [name for name in learning.state_dict() if _of_base(name)]
+    fresh = sum(_of_base(name) for name in found["fresh"])
+    if 2 * fresh > len(base):
         raise CheckpointError(
             f"{folder}: most of its weights do not fit the backbone of the recipe; give both the "
             "same backbone, or leave train.init_from out"
         )
+    control: Any = getattr(model.backbone, "control", None)
+    if control is not None and not any(name.startswith(CONTROL) for name in own):
+        control.copy_from(model.backbone)
+    if freeze:
+        _freeze(learning, found["copied"], folder)
     say(
         f"Starting from {folder}: {len(found['copied'])} tensors copied, "
         f"{len(found['grown'])} grown, {len(found['fresh'])} fresh"
     )
     return metadata["digest"]
+
+
+def _of_base(name: str) -> bool:
+    """Whether a tensor is the backbone's own, not that of a ControlNet beside it."""
+    return name.startswith("backbone.") and not name.startswith(CONTROL)
+
+
+def _freeze(learning: torch.nn.Module, names: list[str], folder: Path) -> None:
+    """Let the tensors of these names learn no more."""
+    parameters = dict(learning.named_parameters())
+    for name in set(names) & parameters.keys():
+        parameters[name].requires_grad_(False)
+    if not any(parameter.requires_grad for parameter in parameters.values()):
+        raise CheckpointError(
+            f"{folder}: train.freeze leaves nothing to learn, the recipe's model is the same; add "
+            "a condition or a ControlNet, or leave train.freeze out"
+        )
 
 
 def checkpoint_metadata(

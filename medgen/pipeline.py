@@ -24,6 +24,7 @@ from medgen.assembly import (
     from_pretrained,
     load_codec,
     start_from,
+    taught,
     train_settings,
 )
 from medgen.checkpoint import (
@@ -106,9 +107,14 @@ class Run:
         check_leakage(dataset.studies)
         return dataset
 
+    @cached_property
+    def taught(self) -> Dataset:
+        """The dataset as a generator learns it."""
+        return taught(self.studies, self.recipe.sections["data"])
+
     def split(self, name: str) -> Subset:
-        """The studies of a split; there must be some."""
-        part = by_split(self.studies, name)
+        """The studies of a split as a generator learns them; there must be some."""
+        part = by_split(self.taught, name)
         if not len(part):
             raise DataError(f"no study is in split '{name}'; medgen needs all three splits")
         return part
@@ -116,7 +122,7 @@ class Run:
     def describe(self) -> str:
         """What a run would do, without doing it."""
         counts = {name: len(self.split(name)) for name in ("train", "validation", "test")}
-        schema = self.studies.schema
+        schema = self.taught.schema
         lines = [
             f"recipe    {self.recipe.name} ({self.recipe.digest[:19]})",
             f"studies   {', '.join(f'{count} {name}' for name, count in counts.items())}",
@@ -180,9 +186,9 @@ class Run:
         return Filters.fitted(self.recipe.sections, self.studies)
 
     def _plan(self, model: GenerativeModel) -> Plan:
-        """What the recipe asks for; a recipe with masks asks for those of training studies."""
+        """What the recipe asks for: findings, or, if it reads more, what training studies hold."""
         settings = self.recipe.sections["sample"]
-        if model.drawn.mask_classes:
+        if model.conditioner.reads - {"label"}:
             return plan_like(
                 model, self.split("train"), count=settings["count"], seed=settings["seed"]
             )
@@ -212,7 +218,7 @@ class Run:
 
     def _fresh_codec(self) -> Codec:
         with _seeded(self.recipe, "codec"):
-            return build_codec(self.recipe.sections["codec"], self.studies.schema)
+            return build_codec(self.recipe.sections["codec"], self.taught.schema)
 
     def _train_codec(self, folder: Path) -> Codec:
         """The trained codec of the recipe, from `folder` if it was trained before."""
@@ -235,7 +241,7 @@ class Run:
             train_settings(section["train"]),
             folder,
             losses=CodecLosses(**section.get("losses", {})),
-            metadata=checkpoint_metadata("codec", self.recipe, self.studies.schema, {}),
+            metadata=checkpoint_metadata("codec", self.recipe, self.taught.schema, {}),
             identity=digest({key: self.recipe.sections[key] for key in ("data", "codec")}),
             device=self.device,
             progress=self.shows_progress,
@@ -287,10 +293,10 @@ class Run:
         """
         metadata = read_metadata(checkpoint)
         schema = Schema.from_dict(json.loads(metadata["schema"]))
-        if schema != self.studies.schema:
+        if schema != self.taught.schema:
             raise DataError(
                 f"{checkpoint}: was trained on studies of another schema: {schema}, these are "
-                f"{self.studies.schema}; choose the same `data`, or train a generator on these"
+                f"{self.taught.schema}; choose the same `data`, or train a generator on these"
             )
         self.say(f"Taking the generator of {checkpoint}")
         saw, train = json.loads(metadata["statistics"]), self.split("train")
@@ -318,12 +324,14 @@ class Run:
         if (folder / WEIGHTS).is_file():
             return
         with _seeded(recipe, "generator"):
-            model = build_model(recipe.sections, self.studies.schema, codec)
-        if "weak" in model.guidance.needs:  # there may be none yet: previews go unguided
+            model = build_model(recipe.sections, self.taught.schema, codec)
+        if model.guided_by_weak:  # there may be none yet: previews go unguided
             model.guidance = NoGuidance()
         model.conditioner.fit(data[0].conditions)
         settings = train_settings(recipe.sections["train"])
-        start = start_from(model, settings.init_from, self.say) if settings.init_from else ""
+        start = ""
+        if settings.init_from:
+            start = start_from(model, settings.init_from, self.say, freeze=settings.freeze)
         statistics = describe(self.split("train"), data[0].conditions)
         result = train_generator(
             model,
@@ -331,7 +339,7 @@ class Run:
             settings,
             folder,
             metadata=checkpoint_metadata(
-                "generator", recipe, self.studies.schema, statistics, start=start
+                "generator", recipe, self.taught.schema, statistics, start=start
             ),
             identity=recipe.digest + start,
             preview=partial(_preview, self.split("validation"), folder / "samples"),
@@ -365,7 +373,7 @@ def _preview(like: Subset, folder: Path, model: GenerativeModel, images: int) ->
     asked = plan_like(model, like, count=model.micro_batch)
     drawn = model.sample(asked.conditions, list(asked.seeds))
     assert drawn.image is not None
-    contact_sheet(drawn.image, path=folder / f"{images:09d}.png")
+    contact_sheet(drawn.image, path=folder / f"{images:09d}.png", time=model.schema.time)
 
 
 @contextmanager
@@ -380,4 +388,4 @@ def conditions_of(dataset: Dataset) -> Batch:
     """The conditions of all studies in one batch, read in parts so that images need not all fit."""
     starts = range(0, len(dataset), 256)
     parts = (load(dataset, range(k, min(k + 256, len(dataset)))) for k in starts)
-    return Batch.concat([part.conditions() for part in parts])
+    return Batch.concat([part.conditions(dataset.schema) for part in parts])

@@ -138,7 +138,11 @@ class Sampler(Protocol):
 
 @runtime_checkable
 class Guidance(Protocol):
-    """Makes one field of several: "conditional", "null" (no condition), "weak" (a worse model)."""
+    """Makes one field of several.
+
+    They are "conditional" and "null" (no condition), and "weak" and "weak_null", those of a worse
+    model.
+    """
 
     needs: frozenset[str]
 

@@ -70,7 +70,8 @@ class Recipe:
         changed = {
             "backbone": given["backbone"],
             "guidance": {"type": "none", "dropout": self.sections["guidance"]["dropout"]},
-            "train": self.sections["train"] | {"images": given["images"], "init_from": None},
+            "train": self.sections["train"]
+            | {"images": given["images"], "init_from": None, "freeze": False},
         }
         return Recipe({**self.sections, **changed}, "generator")
 

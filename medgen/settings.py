@@ -36,6 +36,8 @@ class TrainSettings:
         autoencoder_warmup: images before a codec's adversary starts; ignored by generators.
         init_from: checkpoint whose weights a generator starts from, by path or shipped name; None
             means fresh weights.
+        freeze: what `init_from` gave stays as it is, and only what is new beside it learns, such as
+            a ControlNet, the SPADEs of a mask or another condition; ignored by codecs.
         snapshots: how often two power-function averages of the weights are kept, from which an
             average of any length can be rebuilt after training; 0 keeps none.
         stop_when_memorizing: for small data: end the run when the loss on held-out studies rises
@@ -59,6 +61,7 @@ class TrainSettings:
     validate_every: int = 20_000
     autoencoder_warmup: int = 0
     init_from: str | None = None
+    freeze: bool = False
     snapshots: int = 0
     stop_when_memorizing: bool = False
 

@@ -7,6 +7,7 @@ v vocabulary.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, fields, replace
@@ -45,8 +46,11 @@ class Schema:
             where images have no common unit.
         time: the first axis is time: clips (time, height, width) and signals (time,), whose first
             spacing is in s; an ECG as an image has its leads as channels and a window in mV.
-        leads: names of the leads of `Batch.ecg`, which spans the time of the clip beside it.
+        leads: names of the leads of `Batch.ecg`, which spans the time of the clip beside it, or of
+            the channels of an ECG as an image.
         ecg_rate: samples of `Batch.ecg` a second, Hz.
+        mask_channels: the last so many channels of an image are its mask, one a class but the
+            background, 1 inside and -1 outside; 0 where masks stand apart.
     """
 
     size: tuple[int, ...]
@@ -61,6 +65,7 @@ class Schema:
     time: bool = False
     leads: tuple[str, ...] = ()
     ecg_rate: float = 0.0
+    mask_channels: int = 0
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Schema:
@@ -175,6 +180,11 @@ class Conditioning:
         return Conditioning(**mixed)
 
 
+def digest_of_values(values: Tensor) -> str:
+    """SHA-256 of the bytes of a tensor's values: tells that two are the same, not what they are."""
+    return hashlib.sha256(values.detach().cpu().contiguous().numpy().tobytes()).hexdigest()
+
+
 def _pad_alike(a: Conditioning, b: Conditioning) -> tuple[Conditioning, Conditioning]:
     if a.tokens is None or b.tokens is None:
         return a, b
@@ -223,7 +233,8 @@ class Batch:
             exclusive, one-hot, or all -1 if unknown.
         scalar: in the units of the schema's names; NaN is unknown.
         text: one report a study.
-        ecg: in mV, (b, leads, samples).
+        ecg: in mV, (b, leads, samples); NaN is unknown.
+        frame: first frame of a clip that is asked for, in [-1, 1]; one with a NaN is unknown.
         spacing: mm (or s along time) between voxels, one value a spatial axis.
         affine: voxel index -> RAS+ mm.
         provenance: one a study.
@@ -235,6 +246,7 @@ class Batch:
     scalar: Float[Tensor, "b m"] | None = None
     text: tuple[str, ...] | None = None
     ecg: Float[Tensor, "b leads samples"] | None = None
+    frame: Float[Tensor, "b c h w"] | None = None
     spacing: Float[Tensor, "b axes"] | None = None
     affine: Float[Tensor, "b 4 4"] | None = None
     provenance: tuple[Provenance, ...] | None = None
@@ -266,8 +278,15 @@ class Batch:
         }
         return replace(self, **moved)
 
-    def conditions(self) -> Batch:
-        """Everything but the image: what a generator can be asked for."""
+    def conditions(self, schema: Schema | None = None) -> Batch:
+        """Everything but the image: what a generator can be asked for.
+
+        Args:
+            schema: of the studies; of clips the first frame is kept as `frame`.
+        """
+        clips = schema is not None and schema.time and len(schema.size) == 3
+        if clips and self.frame is None and self.image is not None:
+            return replace(self, image=None, frame=self.image[:, :, 0].clone())
         return replace(self, image=None)
 
     @staticmethod

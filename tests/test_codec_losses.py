@@ -82,6 +82,16 @@ class TestHinge:
         images = noise(4, 1, 16, 16)
         torch.testing.assert_close(critic(images)[:1], critic(images[:1]), atol=1e-5, rtol=1e-4)
 
+    def test_critic_judges_patches_of_volumes(self):
+        critic = Critic(Schema(size=(16, 20, 16)), channels=8)
+        volumes = noise(2, 1, 16, 20, 16)
+        judged = critic(volumes)
+        assert judged.shape[:2] == (2, 1)
+        assert judged.ndim == 5
+        moved = critic(torch.cat([volumes[:1], volumes[1:] + 1]))
+        torch.testing.assert_close(moved[:1], judged[:1], atol=1e-5, rtol=1e-4)
+        assert not torch.allclose(moved[1:], judged[1:], atol=1e-3)
+
     def test_critic_refuses_tiny_images(self):
         with pytest.raises(ValueError, match="at least 16"):
             Critic(Schema(size=(8, 8)))
@@ -187,6 +197,16 @@ class TestLpips:
         apart = (loss(a[:, :1], b[:, :1]) + loss(a[:, 1:], b[:, 1:])) / 2
         torch.testing.assert_close(loss(a, b), apart)
 
+    def test_a_volume_is_the_mean_of_slices_in_three_planes(self, alexnet):
+        loss = Lpips(alexnet)
+        a, b = (noise(2, 1, 32, 36, 33, seed=seed).clamp(-1, 1) for seed in (0, 1))
+        planes = []
+        for axis in (2, 3, 4):
+            looked_at = range(2, a.shape[axis], 5)
+            each = [loss(a.select(axis, at), b.select(axis, at)) for at in looked_at]
+            planes.append(torch.stack(each).mean(dim=0))
+        torch.testing.assert_close(loss(a, b), torch.stack(planes).mean(dim=0))
+
     def test_refuses_other_files(self, tmp_path):
         wrong = tmp_path / "wrong.pth"
         torch.save({"features.0.weight": torch.zeros(4, 3, 7, 7)}, wrong)
@@ -240,5 +260,14 @@ class TestAutoencoderLoss:
         assert set(off(disk(16), disk(16), {"kl": torch.zeros(1)})) == {"reconstruction", "kl"}
         volume = Schema(size=(16, 16, 16))
         assert AutoencoderLoss(volume, CodecLosses()).kind == "features"
-        with pytest.raises(ValueError, match="2-D"):
-            AutoencoderLoss(volume, CodecLosses(perceptual="lpips"))
+        clips = Schema(size=(32, 32, 32), time=True)
+        assert AutoencoderLoss(clips, CodecLosses()).kind == "features"
+        for schema in (volume, clips):
+            with pytest.raises(ValueError, match="at least 32 pixels a side"):
+                AutoencoderLoss(schema, CodecLosses(perceptual="lpips"))
+
+    def test_volumes_take_the_trunk_too(self, alexnet):
+        loss = AutoencoderLoss(Schema(size=(32, 32, 32)), CodecLosses(), trunk=alexnet)
+        assert loss.kind == "lpips"
+        image = noise(1, 1, 32, 32, 32).clamp(-1, 1)
+        assert loss(-image, image, {})["perceptual"].item() > 0

@@ -242,6 +242,15 @@ class TestHealth:
         assert health.psnr == 100
         assert health.ssim == pytest.approx(1, abs=1e-4)
 
+    def test_volumes_are_judged_too(self):
+        volumes = smooth(6, (16, 12, 16), seed=1)
+        codec = Pixels(Schema(size=(16, 12, 16)), 2)
+        codec.fit(volumes)
+        assert check_health(codec, volumes).require().psnr == 100
+        untrained = Autoencoder(Schema(size=(16, 12, 16)), channels=(8, 8))
+        untrained.fit(volumes)
+        self.expect(check_health(untrained, volumes), "expected at least 20 dB", "train the codec")
+
     def test_unfitted_scale(self, trained):
         codec = copy.deepcopy(trained[0])
         codec.whitening = Whitening(4, "channel")

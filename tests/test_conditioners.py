@@ -4,11 +4,16 @@ import math
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
+from medgen.conditioners.ecg import EcgConditioner
+from medgen.conditioners.frame import FrameConditioner
 from medgen.conditioners.joint import JointConditioner
 from medgen.conditioners.label import LabelConditioner
 from medgen.conditioners.mask import MaskConditioner
 from medgen.conditioners.scalar import ScalarConditioner
+from medgen.errors import CheckpointError
+from medgen.nn.nd import latent_times
 from medgen.protocols import Conditioner
 from medgen.registry import arguments, find, names
 from medgen.types import Batch, Conditioning, CondSpec, LatentSpec, Schema
@@ -319,3 +324,129 @@ def test_masks_that_do_not_fit_are_refused():
         MaskConditioner(SCHEMA, LatentSpec("continuous", (3, 4), 4), detail=True)
     with pytest.raises(ValueError, match="cannot fit latents"):
         MaskConditioner(SCHEMA, LatentSpec("continuous", (4,), 4))
+
+
+CLIPS = Schema(
+    size=(16, 8, 8),
+    spacing=(1 / 16, 1.0, 1.0),
+    time=True,
+    leads=("I", "II"),
+    ecg_rate=100.0,
+)
+OF_CLIPS = LatentSpec("continuous", (4, 2, 2), 3)
+
+
+class TestEcg:
+    @pytest.fixture
+    def conditioner(self):
+        torch.manual_seed(0)
+        doors = ("tokens", "grid", "vector")
+        return EcgConditioner(CLIPS, OF_CLIPS, width=16, heads=2, channels=3, doors=doors)
+
+    def test_shapes_at_every_door(self, conditioner):
+        cond = conditioner.encode(Batch(ecg=torch.randn(2, 2, 100)))
+        assert cond.tokens.shape == (2, 20, 16)
+        assert cond.mask.all()
+        assert cond.grid.shape == (2, 3, 4, 2, 2)
+        assert cond.vector.shape == (2, 16)
+        null = conditioner.null(2)
+        assert null.grid.shape == cond.grid.shape
+
+    def test_a_frame_sees_the_ecg_of_its_own_time(self, conditioner):
+        """With attention out of the way: a spike at 0.6 s moves the frames around it alone."""
+        conditioner.blocks = torch.nn.ModuleList()
+        flat, spike = torch.zeros(1, 2, 100), torch.zeros(1, 2, 100)
+        spike[..., 60] = 5
+        moved = [conditioner.encode(Batch(ecg=x)).grid[0, :, :, 0, 0] for x in (flat, spike)]
+        apart = (moved[0] - moved[1]).abs().sum(0)  # by latent frame, of a quarter of a second
+        assert apart.argmax() == 2
+        assert apart[2] > 0
+        assert apart[0] == 0
+
+    def test_unknown_is_null_and_missing_samples_are_told_apart(self, conditioner):
+        ecg = torch.randn(3, 2, 100)
+        ecg[1] = math.nan
+        ecg[2, 0] = math.nan
+        cond, null = conditioner.encode(Batch(ecg=ecg)), conditioner.null(3)
+        for door in ("tokens", "grid", "vector"):
+            same = torch.equal(getattr(cond, door)[1], getattr(null, door)[1])
+            assert same, door
+            assert getattr(cond, door).isfinite().all()
+        zero = conditioner.encode(Batch(ecg=ecg.nan_to_num(0.0)))
+        assert not torch.allclose(cond.tokens[2], zero.tokens[2])
+        absent = conditioner.encode(Batch(scalar=torch.zeros(3, 1)))
+        assert torch.equal(absent.grid, null.grid)
+
+    def test_everything_learns(self, conditioner):
+        ecg = torch.randn(2, 2, 100)
+        ecg[1] = math.nan
+        cond = conditioner.encode(Batch(ecg=ecg))
+        (cond.tokens.sum() + cond.grid.square().sum() + cond.vector.square().sum()).backward()
+        assert all(p.grad is not None for p in conditioner.parameters())
+
+    def test_what_cannot_be_is_refused(self):
+        with pytest.raises(ValueError, match="needs clips with an ECG"):
+            EcgConditioner(SCHEMA, LATENT)
+        with pytest.raises(ValueError, match="latents of clips"):
+            EcgConditioner(CLIPS, LATENT)
+        with pytest.raises(ValueError, match="one or more of tokens"):
+            EcgConditioner(CLIPS, OF_CLIPS, doors=())
+        with pytest.raises(ValueError, match=r"\(2, 100\).*got \(2, 90\)"):
+            EcgConditioner(CLIPS, OF_CLIPS).encode(Batch(ecg=torch.zeros(1, 2, 90)))
+
+    def test_a_frozen_encoder_is_read_when_training_starts(self, conditioner, tmp_path):
+        file = tmp_path / "model.safetensors"
+        held = {f"conditioner.parts.ecg.{k}": v for k, v in conditioner.state_dict().items()}
+        save_file(held, file)
+        settings = {"width": 16, "heads": 2, "channels": 3, "encoder": str(file)}
+        frozen = EcgConditioner(CLIPS, OF_CLIPS, **settings)
+        frozen.fit(Batch())
+        ecg = torch.randn(2, 2, 100)
+        ours, theirs = (each.encode(Batch(ecg=ecg)) for each in (frozen, conditioner))
+        assert torch.equal(ours.tokens, theirs.tokens)
+        learned = {name for name, p in frozen.named_parameters() if p.requires_grad}
+        assert learned == {"out.weight", "out.bias", "unknown"}
+        wider = EcgConditioner(CLIPS, OF_CLIPS, **(settings | {"width": 32}))
+        with pytest.raises(CheckpointError, match="no ECG transformer"):
+            wider.fit(Batch())
+        lost = EcgConditioner(CLIPS, OF_CLIPS, encoder=str(tmp_path / "absent.safetensors"))
+        with pytest.raises(CheckpointError, match="cannot be read"):
+            lost.fit(Batch())
+
+    def test_times_of_latent_frames(self):
+        assert latent_times(16, 4) == [2, 6, 10, 14]
+        assert latent_times(17, 5) == [0.5, 3, 7, 11, 15]
+        assert latent_times(9, 9) == [k + 0.5 for k in range(9)]
+        assert latent_times(7, 1) == [3.5]
+
+
+class TestFrame:
+    def test_the_first_frame_stands_at_every_time(self):
+        conditioner = FrameConditioner(CLIPS, OF_CLIPS, channels=5)
+        clips = torch.randn(2, 1, 16, 8, 8)
+        batch = Batch(image=clips).conditions(CLIPS)
+        assert batch.image is None
+        assert torch.equal(batch.frame, clips[:, :, 0])
+        grid = conditioner.encode(batch).grid
+        assert grid.shape == (2, 5, 4, 2, 2)
+        assert torch.equal(grid[:, :, 0], grid[:, :, 3])
+        # Every pixel of a block counts, and no pixel of another.
+        changed = batch.frame.clone()
+        changed[0, 0, 3, 3] += 1
+        moved = (conditioner.encode(Batch(frame=changed)).grid - grid)[0, :, 0].abs().sum(0)
+        assert (moved > 0).tolist() == [[True, False], [False, False]]
+
+    def test_unknown_is_null(self):
+        conditioner = FrameConditioner(CLIPS, OF_CLIPS)
+        frame = torch.randn(2, 1, 8, 8)
+        frame[1, 0, 0, 0] = math.nan
+        grid, null = conditioner.encode(Batch(frame=frame)).grid, conditioner.null(2).grid
+        assert torch.equal(grid[1], null[1])
+        assert not torch.equal(grid[0], null[0])
+
+    def test_images_have_no_first_frame(self):
+        assert Batch(image=torch.zeros(1, 1, 8, 8)).conditions(SCHEMA).frame is None
+        with pytest.raises(ValueError, match="needs clips"):
+            FrameConditioner(SCHEMA, LATENT)
+        with pytest.raises(ValueError, match="multiple"):
+            FrameConditioner(CLIPS, LatentSpec("continuous", (4, 3, 3), 1))

@@ -20,7 +20,7 @@ from medgen.evaluation.distribution import (
     median_distance,
     mmd,
 )
-from medgen.evaluation.diversity import Prdc, Vendi, _prdc, prdc, vendi
+from medgen.evaluation.diversity import Prdc, Vendi, ball_shares, prdc, vendi
 from medgen.evaluation.feature_metric import Features
 from medgen.evaluation.suite import evaluate
 
@@ -143,7 +143,7 @@ def test_prdc_equals_a_plain_count_in_the_whole_and_in_half_samples(monkeypatch)
     assert prdc(real, synthetic, 3) == pytest.approx(neighbour_shares(real, synthetic, 3, 3))
     in_a, in_b = np.ones((2, 40), dtype=bool), np.ones((2, 40), dtype=bool)
     in_a[1, ::2], in_b[1, 10:30] = False, False
-    half = {name: values[1] for name, values in _prdc(real, synthetic, 3, in_a, in_b).items()}
+    half = {name: values[1] for name, values in ball_shares(real, synthetic, 3, in_a, in_b).items()}
     assert half == pytest.approx(neighbour_shares(real[in_a[1]], synthetic[in_b[1]], 2, 3))
 
 

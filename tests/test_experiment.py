@@ -7,7 +7,7 @@ from math import erf
 import numpy as np
 import pytest
 import torch
-from toy_studies import Studies, discs
+from toy_studies import Studies, balls, discs
 
 from medgen.augmentation.arms import Arm, plan, training_indices
 from medgen.augmentation.augment import STRONG, Augment
@@ -337,6 +337,58 @@ def test_a_mask_moves_with_its_image():
     assert not torch.equal(moved_mask, mask)
 
 
+def test_a_label_map_moves_with_its_volume():
+    mask = balls(6).batch.mask
+    moved, moved_mask = STRONG.apply(mask[:, None].float(), mask, torch.Generator().manual_seed(0))
+    bright = moved[:, 0].flatten(1)
+    bright = bright > (bright.amax(1, keepdim=True) + bright.amin(1, keepdim=True)) / 2
+    overlap = (bright & (moved_mask.flatten(1) == 1)).sum() / moved_mask.sum()
+    assert overlap > 0.85
+    assert not torch.equal(moved_mask, mask)
+    edges = (moved_mask.amax((2, 3)).float() - mask.amax((2, 3)).float()).abs().sum(1)
+    assert (edges > 0).any()  # moved along the first axis too
+
+
+def test_a_task_that_a_threshold_solves_is_named(tmp_path):
+    easy, hard = discs(60, noise=0), discs(60, noise=0.8)
+    drawn = discs(20, seed=5, synthetic=True)
+    how = {"task": "segmentation", "ratios": (), "fractions": (1.0,), "repeats": 1, "steps": 4}
+    results = [
+        run(tmp_path / name, real, drawn, **how) for name, real in (("e", easy), ("h", hard))
+    ]
+    assert results[0].threshold == 1.0
+    assert any("one threshold" in note for note in results[0].warnings)
+    assert results[1].threshold < 0.8
+
+
+def test_signals_move_along_time():
+    pulse = torch.zeros(8, 2, 100)
+    pulse[:, :, 50] = 1
+    moved, _ = Augment(intensity=0).apply(pulse, None, torch.Generator().manual_seed(0))
+    assert moved.shape == pulse.shape
+    peaks = moved[:, 0].argmax(1)
+    assert len(set(peaks.tolist())) > 3
+    assert (moved[:, 0].argmax(1) == moved[:, 1].argmax(1)).all()
+
+
+def test_volumes_are_segmented_in_every_arm(tmp_path):
+    result = run(
+        tmp_path,
+        balls(20, depth=8),
+        balls(30, depth=8, seed=5, synthetic=True),
+        task="segmentation",
+        controls=("randomized",),
+        ratios=(2.0,),
+        fractions=(1.0,),
+        repeats=1,
+        steps=25,
+        batch=4,
+    )
+    values = {row["arm"]: row["value"] for row in result.rows}
+    assert set(values) == {REAL, DUPLICATES, MIXED, RANDOMIZED, SYNTHETIC}
+    assert values[SYNTHETIC] > 0.3  # calling everything the disc scores below 0.15
+
+
 def test_flips_only_where_allowed():
     ramp = torch.linspace(-1, 1, 32).expand(64, 1, 32, 32)
     rng = torch.Generator().manual_seed(0)
@@ -347,7 +399,9 @@ def test_flips_only_where_allowed():
     assert 0.3 < mirrored < 0.7
 
 
-@pytest.mark.parametrize("size", [(48, 40), (64, 64), (100, 128)])
+@pytest.mark.parametrize(
+    "size", [(48, 40), (64, 64), (100, 128), (1000,), (250,), (32, 48, 32), (9, 70, 33)]
+)
 def test_networks_take_any_size(size):
     schema = replace(discs(2).schema, size=size)
     images = torch.zeros((2, 1, *size))

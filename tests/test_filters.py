@@ -25,8 +25,8 @@ from medgen.synthesis.filters import Filters
 from medgen.synthesis.plan import plan
 from medgen.synthesis.verify import verify
 
-REAL = discs(800, noise=0.3)
-FRESH = discs(300, seed=1, noise=0.3).batch
+REAL = discs(800, noise=0.3, scalars=True)
+FRESH = discs(300, seed=1, noise=0.3, scalars=True).batch
 
 
 def swapped(batch):
@@ -35,6 +35,10 @@ def swapped(batch):
 
 def other_masks(batch):
     return replace(batch, mask=batch.mask.flip(1))
+
+
+def other_rows(batch):
+    return replace(batch, scalar=32 - batch.scalar)
 
 
 def brighter(batch):
@@ -62,6 +66,7 @@ FAULTS = {
     "duplicates": repeated,
     "findings": swapped,
     "masks": other_masks,
+    "scalars": other_rows,
     "exposure": brighter,
     "outliers": static,
     "copies": copied,
@@ -70,7 +75,7 @@ FAULTS = {
 
 @pytest.fixture(scope="module", params=sorted(FAULTS))
 def fitted(request):
-    settings = {"steps": 120} if request.param in ("findings", "masks") else {}
+    settings = {"steps": 120} if request.param in ("findings", "masks", "scalars") else {}
     judge = build("filter", request.param, {"share": 0.1, **settings})
     judge.fit(REAL)
     return request.param, judge
@@ -93,11 +98,17 @@ def test_planted_faults_are_rejected(fitted):
     assert np.mean([reason == judge.reason for reason in reasons]) > 0.9
 
 
-def test_what_was_not_asked_for_is_not_judged():
-    judge = build("filter", "findings", {"steps": 2})
+@pytest.mark.parametrize(
+    ("name", "nothing"),
+    [
+        ("findings", {"label": torch.full_like(FRESH.label, -1)}),
+        ("scalars", {"scalar": torch.full_like(FRESH.scalar, torch.nan)}),
+    ],
+)
+def test_what_was_not_asked_for_is_not_judged(name, nothing):
+    judge = build("filter", name, {"steps": 2})
     judge.fit(REAL)
-    unknown = replace(FRESH, label=torch.full_like(FRESH.label, -1))
-    assert set(judge.reasons(unknown)) == {""}
+    assert set(judge.reasons(replace(FRESH, **nothing))) == {""}
 
 
 class Dark:

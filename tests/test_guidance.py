@@ -69,6 +69,8 @@ class TestFormulas:
         z, t = states()
         expected = weak(z, t) + 2.5 * (conditional(z, t) - weak(z, t))
         assert torch.equal(Autoguidance(2.5).combine(FIELDS)(z, t), expected)
+        unasked = {"conditional": conditional, "weak_null": weak}
+        assert torch.equal(Autoguidance(2.5, "none").combine(unasked)(z, t), expected)
 
     def test_zero_star(self):
         z, t = states()
@@ -273,6 +275,7 @@ class TestArguments:
             (ClassifierFree(), "null"),
             (ClassifierFreeZero(), "null"),
             (Autoguidance(), "weak"),
+            (Autoguidance(weak_conditions="none"), "weak_null"),
         ],
     )
     def test_names_a_missing_field(self, guidance, missing):

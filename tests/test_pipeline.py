@@ -129,9 +129,13 @@ def test_autoguidance_by_a_smaller_network(tmp_path):
         assert sizes[1] < sizes[0]
     plain = from_pretrained(tmp_path / "run", guidance={"type": "none"})
     asked = plan(model, count=2)
-    images = [m.sample(asked.conditions, list(asked.seeds)).image for m in (model, plain, again)]
-    assert not torch.equal(images[0], images[1])
-    torch.testing.assert_close(images[0], images[2], atol=0.02, rtol=0)
+    how = {"type": "autoguidance", "scale": 2.0, "weak_conditions": "none"}
+    unasked = from_pretrained(tmp_path / "run", guidance=how)
+    models = (model, again, plain, unasked)
+    images = [m.sample(asked.conditions, list(asked.seeds)).image for m in models]
+    torch.testing.assert_close(images[0], images[1], atol=0.02, rtol=0)
+    assert not torch.equal(images[0], images[2])
+    assert not torch.equal(images[0], images[3])
     folder = run.synthesize()
     about = json.loads((folder / "dataset.json").read_text())
     assert about["weak"] == read_metadata(tmp_path / "run" / "weak" / "model.safetensors")["digest"]

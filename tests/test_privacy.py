@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from toy_studies import Studies, discs
+from toy_studies import Studies, balls, discs
 
 from medgen.errors import DataError
 from medgen.evaluation.comparison import Comparison
@@ -61,6 +61,22 @@ def test_planted_copies_are_found(how):
     assert share.low > share.floor.high
     assert result.estimates["nearest_neighbour_ratio/pixels"].value < 0.6
     assert result.estimates["nearest_neighbour_authenticity/pixels"].value < 0.1
+
+
+def test_copies_of_volumes_are_found():
+    real = balls(100, depth=12)
+    fresh_ones = balls(30, depth=12, seed=1, synthetic=True)
+    train = [i for i, study in enumerate(real.studies) if study.split == "train"]
+    copies = real.batch.image[train[:30]].roll((1, 2), dims=(2, 4))
+    copied = Studies(real.schema, fresh_ones.studies, replace(fresh_ones.batch, image=0.9 * copies))
+    shares = [
+        Memorization()
+        .measure(Comparison(real, synthetic, extractor="pixels-pca"))["memorization"]
+        .value
+        for synthetic in (fresh_ones, copied)
+    ]
+    assert shares[0] < 0.4
+    assert shares[1] > 0.9
 
 
 def test_the_share_of_copies_is_measured():

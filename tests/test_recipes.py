@@ -50,18 +50,30 @@ SMALL = {
 }
 
 
+SMALL["frame_tokenizer"], SMALL["frame_autoencoder"] = SMALL["tokenizer"], SMALL["autoencoder"]
+SIZES = {"nnunet": (16, 16, 16), "simulated_ecg": (128,), "simulated_echo": (8, 32, 32)}
+"""By reader; all others (32, 32)."""
+
+
+def size_of(name: str) -> tuple[int, ...]:
+    return SIZES.get(load_recipe(name).sections["data"]["type"], (32, 32))
+
+
 def overrides_for(name: str) -> list[str]:
     sections = load_recipe(name).sections
     volumes = sections["data"]["type"] == "nnunet"
-    chosen = [f"data.size={[16, 16, 16] if volumes else [32, 32]}"]
+    chosen = [f"data.size={list(size_of(name))}"]
     chosen += SMALL.get(sections["codec"]["type"], [])
     if "backbone" in sections:
         chosen += SMALL[sections["backbone"]["type"]] + SMALL["generator"]
+        if sections["backbone"].get("factorised"):
+            chosen.append("backbone.depth=2")
     if "weak" in sections.get("guidance", {}):
         chosen += [f"guidance.weak.{c}" for c in SMALL["unet"]] + ["guidance.weak.images=32"]
     data = sections["data"]
-    if data["type"] == "simulated":
-        return [*chosen, "data.count=40"]
+    if data["type"].startswith("simulated"):
+        slow = ["data.frames_per_second=8"] if "frames_per_second" in data else []
+        return [*chosen, *slow, "data.count=40"]
     if not volumes and data.get("mask_classes"):
         chosen.append("data.mask_classes=[background, lung, heart]")
     if data.get("findings"):
@@ -83,7 +95,8 @@ def test_a_recipe_trains_and_draws(name, simulated_folder, tmp_path, monkeypatch
         return
     drawn = SyntheticDataset(job.synthesize())
     assert len(drawn) == 6
-    assert drawn[0].image.shape == (1, 1, 16, 16, 16) if volumes else (1, 1, 32, 32)
+    channels = 12 if recipe.sections["data"]["type"] == "simulated_ecg" else 1
+    assert drawn[0].image.shape == (1, channels, *size_of(name))
     asks_for_masks = any(p["type"] == "mask" for p in recipe.sections["conditioner"].values())
     assert (drawn[0].mask is not None) == asks_for_masks
     about = json.loads((job.out / "synthetic" / "dataset.json").read_text())

@@ -19,8 +19,28 @@ from medgen.augmentation.scores import (
     mean_absolute_error,
     mean_dice,
     mean_r2,
+    oracle_threshold,
     squared_calibration_error,
 )
+
+
+def test_the_best_threshold_equals_a_search():
+    rng = torch.Generator().manual_seed(0)
+    truth = torch.randint(3, (5, 6, 7), generator=rng)
+    truth[4] = 1  # the second class is absent: this study says nothing about it
+    images = (truth[:, None] * -0.4 + 0.6 + 0.3 * torch.randn(5, 1, 6, 7, generator=rng)).clamp(
+        -1, 1
+    )
+    best = []
+    for index in (1, 2):
+        found = []
+        for cut in np.linspace(-1, 1, 129):
+            for marked in (images[:, 0] >= cut, images[:, 0] < cut):
+                each = dice(marked.long() * index, truth, 3)[:, index - 1]
+                found.append(np.nanmean(each))
+        best.append(max(found))
+    assert oracle_threshold(images, truth, 3) == pytest.approx(np.mean(best), abs=1e-9)
+    assert oracle_threshold(1 - 2.0 * (truth == 1)[:, None], (truth == 1).long(), 2) == 1.0
 
 
 def test_auroc_equals_scikit_learn_with_ties_and_weights():

@@ -17,13 +17,13 @@ from medgen.data.splits import load
 from medgen.errors import CheckpointError, DataError, OutputError
 from medgen.synthesis.chain import chained
 from medgen.synthesis.draw import synthesize
+from medgen.synthesis.masks import read_masks
 from medgen.synthesis.plan import (
     describe,
     make_plan,
     plan,
     plan_from_table,
     plan_like,
-    read_masks,
 )
 from medgen.synthesis.verify import verify
 from medgen.types import Schema

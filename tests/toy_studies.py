@@ -89,6 +89,19 @@ def discs(
     return Studies(schema, studies, batch)
 
 
+def balls(count: int, *, depth: int = 16, **how) -> Studies:
+    """Volumes of `discs` that stand in a slab of their own along the first axis."""
+    flat = discs(count, noise=0, **how)
+    rng = np.random.default_rng(how.get("seed", 0) + 1)
+    middle = rng.uniform(0.35 * depth, 0.65 * depth, (count, 1))
+    slab = torch.from_numpy(np.abs(np.arange(depth) - middle) < depth / 4)
+    inside = (flat.batch.mask[:, None] * slab[:, :, None, None]).long()
+    noise = torch.from_numpy(rng.normal(size=inside.shape).astype(np.float32))
+    image = (inside - 0.5 + 0.4 * noise)[:, None].clamp(-1, 1)
+    schema = replace(flat.schema, size=(depth, SIZE, SIZE))
+    return Studies(schema, flat.studies, replace(flat.batch, image=image, mask=inside))
+
+
 def split_of(patient: int, cuts: np.ndarray) -> str:
     """The split of a patient, by its number modulo ten."""
     place = patient % 10

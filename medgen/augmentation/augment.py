@@ -17,7 +17,7 @@ class Augment:
     Args:
         shift: largest shift along an axis, as a share of the side.
         scale: largest change of size, as a share.
-        rotation: largest turn, in degrees.
+        rotation: largest turn in the plane of the last two axes, in degrees.
         intensity: largest change of contrast and of brightness, as a share of the range.
         gamma: largest change of the logarithm of the gamma curve.
         noise: largest standard deviation of white noise; the range is 2.
@@ -33,40 +33,58 @@ class Augment:
     flip: bool = False
 
     def apply(
-        self, images: Tensor, masks: Tensor | None, rng: torch.Generator
+        self,
+        images: Tensor,
+        masks: Tensor | None,
+        rng: torch.Generator,
+        *,
+        frames: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
-        """Changed images (b c h w), and their masks (b h w) moved alike."""
-        draw = torch.rand((len(images), 9), generator=rng) * 2 - 1
-        grid = functional.affine_grid(self._moves(draw), list(images.shape), align_corners=False)
-        moved = functional.grid_sample(
-            images, grid, mode="bilinear", padding_mode="border", align_corners=False
+        """Changed images (b c *s), and their masks (b *s) moved alike.
+
+        Args:
+            images: signals, images, volumes or clips.
+            masks: their classes, or None.
+            rng: draws the changes.
+            frames: images are clips (b c t h w): all frames of one move alike, time stays.
+        """
+        grids = images.flatten(1, 2) if frames else images
+        if images.ndim == 3:  # grids have two axes at least: a signal is an image of one row
+            grids = images[:, :, None]
+        axes = grids.ndim - 2
+        draw = torch.rand((len(images), 9 + axes - 2), generator=rng) * 2 - 1
+        grid = functional.affine_grid(
+            self._moves(draw, axes), list(grids.shape), align_corners=False
         )
-        moved = self._exposed(moved, draw, rng)
+        moved = functional.grid_sample(
+            grids, grid, mode="bilinear", padding_mode="border", align_corners=False
+        )
+        moved = self._exposed(moved, draw, rng).view_as(images)
         if masks is None:
             return moved, None
+        channels = masks.reshape(len(masks), -1, *grids.shape[2:]).float()
         moved_masks = functional.grid_sample(
-            masks[:, None].float(), grid, mode="nearest", padding_mode="border", align_corners=False
+            channels, grid, mode="nearest", padding_mode="border", align_corners=False
         )
-        return moved, moved_masks[:, 0].long()
+        return moved, moved_masks.view_as(masks).long()
 
-    def _moves(self, draw: Tensor) -> Tensor:
-        """Affine maps (b 2 3) from draws in [-1, 1]."""
+    def _moves(self, draw: Tensor, axes: int) -> Tensor:
+        """Affine maps (b axes axes+1), the last axis first, from draws in [-1, 1]."""
         zoom = 1 + self.scale * draw[:, 0]
         mirror = torch.where(draw[:, 1] < 0, -1.0, 1.0) if self.flip else torch.ones(len(draw))
         angle = math.radians(self.rotation) * draw[:, 6]
         cosine, sine = zoom * angle.cos(), zoom * angle.sin()
-        rows = [
-            cosine * mirror,
-            -sine,
-            2 * self.shift * draw[:, 2],
-            sine * mirror,
-            cosine,
-            2 * self.shift * draw[:, 3],
-        ]
-        return torch.stack(rows, dim=1).view(-1, 2, 3)
+        moves = torch.zeros(len(draw), axes, axes + 1)
+        moves[:, 0, 0], moves[:, 0, 1] = cosine * mirror, -sine
+        moves[:, 1, 0], moves[:, 1, 1] = sine * mirror, cosine
+        for axis in range(2, axes):
+            moves[:, axis, axis] = zoom
+        shifts = torch.cat([draw[:, 2:4], draw[:, 9:]], dim=1)
+        moves[:, :, -1] = 2 * self.shift * shifts
+        return moves
 
     def _exposed(self, images: Tensor, draw: Tensor, rng: torch.Generator) -> Tensor:
-        wide = draw.T[..., None, None, None]
+        wide = draw.T.reshape(draw.shape[1], -1, *[1] * (images.ndim - 1))
         if self.gamma:
             share = (images.clamp(-1, 1) + 1) / 2
             images = share ** (self.gamma * wide[7]).exp() * 2 - 1

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from medgen.augmentation.networks import SmallClassifier, SmallUNet
+from medgen.augmentation.video_networks import Framewise, SmallVideoNet
 from medgen.errors import MissingExtraError, RecipeError, did_you_mean
 from medgen.types import Schema
 
@@ -33,8 +34,7 @@ def network_for(consumer: str, schema: Schema, outputs: int, *, dense: bool) -> 
         MissingExtraError: its library is not installed.
     """
     if consumer == OWN:
-        own = SmallUNet if dense else SmallClassifier
-        return own(schema.channels, outputs, schema.size)
+        return _own(schema, outputs, dense)
     named, _, name = consumer.partition(":")
     if named not in LIBRARIES or not name:
         known = [OWN, *(f"{library}:NAME" for library in LIBRARIES)]
@@ -57,6 +57,15 @@ def network_for(consumer: str, schema: Schema, outputs: int, *, dense: bool) -> 
             "Choose another network, or another data.size."
         ) from error
     return network
+
+
+def _own(schema: Schema, outputs: int, dense: bool) -> nn.Module:
+    """Medgen's own network for clips, or for signals, images and volumes."""
+    if schema.time and len(schema.size) == 3:
+        own = Framewise if dense else SmallVideoNet
+    else:
+        own = SmallUNet if dense else SmallClassifier
+    return own(schema.channels, outputs, schema.size)
 
 
 @dataclass(frozen=True)

@@ -19,10 +19,11 @@ from typing import Any
 import numpy as np
 
 from medgen.augmentation.arms import Arm, plan, training_indices
+from medgen.augmentation.scores import oracle_threshold
 from medgen.augmentation.sweep import sweep
 from medgen.augmentation.tasks import task_for
 from medgen.augmentation.trial import Bench, Part, Trial, finished, plain, write_json
-from medgen.augmentation.verdict import MIXED, compare, verdicts
+from medgen.augmentation.verdict import MIXED, REAL, compare, verdicts
 from medgen.data.splits import by_split, load
 from medgen.errors import DataError, OutputError
 from medgen.protocols import Dataset
@@ -32,6 +33,8 @@ from medgen.types import Batch, Study
 
 VALIDATION = 200
 """Real validation studies that select a consumer's state, at most."""
+EASY = 0.95
+"""Share of a network's Dice that a mere threshold must not reach."""
 
 Progress = Callable[[int, int, str], None]
 """Called with (arms done, arms in all, what is being done)."""
@@ -53,6 +56,8 @@ class ProveResult:
         settings: those of the experiment.
         generator_saw: studies and patients that the generator was trained on.
         test: studies and patients of the test split.
+        threshold: of segmentation, the Dice of the best threshold a class, chosen on the test
+            studies themselves; None for other tasks.
         warnings: what a reader must know before trusting it.
     """
 
@@ -65,6 +70,7 @@ class ProveResult:
     settings: dict[str, Any]
     generator_saw: dict[str, int]
     test: dict[str, int]
+    threshold: float | None
     warnings: list[str]
 
     def to_dict(self) -> dict[str, Any]:
@@ -122,6 +128,10 @@ def prove(
         seed=settings.seed,
         warning=_ahead(settings.fractions, patients, generator_saw.get("patients", 0)),
     )
+    threshold = None
+    if settings.task == "segmentation":
+        classes = len(real.schema.mask_classes)
+        threshold = oracle_threshold(bench.test.images, bench.test.targets, classes)
     rows = [{key: row[key] for key in row if key not in ("scores", "digest")} for row in results]
     result = ProveResult(
         task=bench.task.name,
@@ -133,7 +143,8 @@ def prove(
         settings=asdict(settings),
         generator_saw=dict(generator_saw),
         test=_counts(test.studies),
-        warnings=_warnings(settings, results),
+        threshold=threshold,
+        warnings=_warnings(settings, results, threshold),
     )
     write_json(out / "prove.json", result.to_dict())
     if progress is not None:
@@ -235,8 +246,17 @@ def _arms(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     ]
 
 
-def _warnings(settings: ProveSettings, results: Sequence[Mapping[str, Any]]) -> list[str]:
+def _warnings(
+    settings: ProveSettings, results: Sequence[Mapping[str, Any]], threshold: float | None
+) -> list[str]:
     notes: list[str] = []
+    learned = [row["value"] for row in results if row["arm"] == REAL and row["value"] is not None]
+    if threshold is not None and learned and threshold > EASY * max(learned):
+        notes.append(
+            f"one threshold a structure reaches a Dice of {threshold:.3f}, a network "
+            f"{max(learned):.3f}: the task is nearly solved without learning, and says little "
+            "about synthetic studies"
+        )
     for row in results:
         wanted = round(row["ratio"] * row["real"])
         if row["arm"] == MIXED and row["synthetic"] < wanted:

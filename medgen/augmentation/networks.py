@@ -1,4 +1,7 @@
-"""The consumers' networks: small enough for a CPU, good enough to be an honest baseline."""
+"""The consumers' networks: small enough for a CPU, good enough to be an honest baseline.
+
+They take signals, images and volumes: all that their layers need is the number of axes.
+"""
 
 from __future__ import annotations
 
@@ -7,53 +10,58 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
+from medgen.nn.nd import CONVOLUTIONS, depth_to_space
+
 
 class ResidualBlock(nn.Module):
-    """Two 3 x 3 convolutions with group normalisation and a shortcut.
+    """Two convolutions of 3 along every axis with group normalisation and a shortcut.
 
     Source: He et al. 2016, arXiv:1512.03385.
 
     Args:
+        axes: spatial axes.
         before: channels in.
         after: channels out.
         stride: of the first convolution.
     """
 
-    def __init__(self, before: int, after: int, stride: int = 1) -> None:
+    def __init__(self, axes: int, before: int, after: int, stride: int = 1) -> None:
         super().__init__()
-        self.first = nn.Conv2d(before, after, 3, stride=stride, padding=1, bias=False)
+        conv = CONVOLUTIONS[axes]
+        self.first = conv(before, after, 3, stride=stride, padding=1, bias=False)
         self.first_norm = nn.GroupNorm(8, after)
-        self.second = nn.Conv2d(after, after, 3, padding=1, bias=False)
+        self.second = conv(after, after, 3, padding=1, bias=False)
         self.second_norm = nn.GroupNorm(8, after)
         self.shortcut = (
-            nn.Conv2d(before, after, 1, stride=stride)
+            conv(before, after, 1, stride=stride)
             if (before, stride) != (after, 1)
             else nn.Identity()
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """(b before h w) to (b after h/stride w/stride)."""
+        """(b before *s) to (b after *s/stride)."""
         inner = torch.relu(self.first_norm(self.first(x)))
         return torch.relu(self.second_norm(self.second(inner)) + self.shortcut(x))
 
 
 def _stem(channels: int, width: int, size: tuple[int, ...]) -> nn.Sequential:
     """Strided convolutions until a side is at most 32, so that cost hardly grows with the image."""
-    layers: list[nn.Module] = [nn.Conv2d(channels, width, 5, stride=2, padding=2), nn.ReLU()]
+    conv = CONVOLUTIONS[len(size)]
+    layers: list[nn.Module] = [conv(channels, width, 5, stride=2, padding=2), nn.ReLU()]
     side = max(size) // 2
     while side > 32:
-        layers += [nn.Conv2d(width, width, 3, stride=2, padding=1), nn.ReLU()]
+        layers += [conv(width, width, 3, stride=2, padding=1), nn.ReLU()]
         side //= 2
     return nn.Sequential(*layers)
 
 
 class SmallClassifier(nn.Module):
-    """A residual network of 0.3 million parameters.
+    """A residual network of 0.3 million parameters on images, 0.9 million on volumes.
 
     Args:
         channels: channels of an image.
         outputs: logits.
-        size: height and width of an image; the stem strides until a side is at most 32.
+        size: of an image along every axis; the stem strides until a side is at most 32.
         widths: channels of the stem and of the residual stages, each of which halves the sides.
     """
 
@@ -66,29 +74,29 @@ class SmallClassifier(nn.Module):
     ) -> None:
         super().__init__()
         self.stem = _stem(channels, widths[0], size)
-        stages = pairwise(widths)
-        self.stages = nn.Sequential(*[ResidualBlock(a, b, stride=2) for a, b in stages])
+        axes, stages = len(size), pairwise(widths)
+        self.stages = nn.Sequential(*[ResidualBlock(axes, a, b, stride=2) for a, b in stages])
         self.width = widths[-1]
         self.head = nn.Linear(widths[-1], outputs)
 
     def features(self, x: Tensor) -> Tensor:
-        """Images (b c h w) in [-1, 1] to what the last layer sees, (b d)."""
-        return self.stages(self.stem(x)).mean(dim=(2, 3))
+        """Images (b c *s) in [-1, 1] to what the last layer sees, (b d)."""
+        return self.stages(self.stem(x)).mean(dim=tuple(range(2, x.ndim)))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Images (b c h w) in [-1, 1] to logits (b outputs)."""
+        """Images (b c *s) in [-1, 1] to logits (b outputs)."""
         return self.head(self.features(x))
 
 
 class SmallUNet(nn.Module):
-    """A U-Net (Ronneberger et al. 2015, arXiv:1505.04597) of 0.3 million parameters.
+    """A U-Net (Ronneberger et al. 2015, arXiv:1505.04597) of 0.5 million parameters.
 
     It works where the stem's sides are at most 32; the last layer predicts blocks of pixels.
 
     Args:
         channels: channels of an image.
         classes: classes of a mask, background included.
-        size: height and width of an image.
+        size: of an image along every axis.
         widths: channels of the levels, each of half the sides of the one before.
     """
 
@@ -100,19 +108,19 @@ class SmallUNet(nn.Module):
         widths: tuple[int, ...] = (16, 32, 64, 96),
     ) -> None:
         super().__init__()
+        axes, pairs = len(size), list(pairwise(widths))
+        conv = CONVOLUTIONS[axes]
         self.stem = _stem(channels, widths[0], size)
-        stride = 2 ** sum(isinstance(layer, nn.Conv2d) for layer in self.stem)
-        self.top = ResidualBlock(widths[0], widths[0])
-        pairs = list(pairwise(widths))
-        self.down = nn.ModuleList([ResidualBlock(a, b, stride=2) for a, b in pairs])
-        self.reduce = nn.ModuleList([nn.Conv2d(b, a, 1) for a, b in reversed(pairs)])
-        self.join = nn.ModuleList([ResidualBlock(a, a) for a, _ in reversed(pairs)])
-        self.head = nn.Sequential(
-            nn.Conv2d(widths[0], stride**2 * classes, 3, padding=1), nn.PixelShuffle(stride)
-        )
+        stride = 2 ** sum(isinstance(layer, conv) for layer in self.stem)
+        self.blocks = (stride,) * axes
+        self.top = ResidualBlock(axes, widths[0], widths[0])
+        self.down = nn.ModuleList([ResidualBlock(axes, a, b, stride=2) for a, b in pairs])
+        self.reduce = nn.ModuleList([conv(b, a, 1) for a, b in reversed(pairs)])
+        self.join = nn.ModuleList([ResidualBlock(axes, a, a) for a, _ in reversed(pairs)])
+        self.head = conv(widths[0], stride**axes * classes, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Images (b c h w) in [-1, 1] to logits (b classes h w)."""
+        """Images (b c *s) in [-1, 1] to logits (b classes *s)."""
         level = self.top(self.stem(x))
         skips: list[Tensor] = []
         for down in self.down:
@@ -122,4 +130,5 @@ class SmallUNet(nn.Module):
             skip = skips.pop()
             level = nn.functional.interpolate(reduce(level), size=skip.shape[2:], mode="nearest")
             level = join(level + skip)
-        return self.head(level)[..., : x.shape[2], : x.shape[3]]
+        whole = depth_to_space(self.head(level), self.blocks)
+        return whole[(..., *(slice(side) for side in x.shape[2:]))]

@@ -18,12 +18,8 @@ from medgen.augmentation.augment import STRONG, Augment
 from medgen.augmentation.consumers import OWN, network_for
 from medgen.augmentation.networks import SmallClassifier
 from medgen.augmentation.regression import Regression
-from medgen.augmentation.scores import (
-    accuracy,
-    dice,
-    macro_auroc,
-    mean_dice,
-)
+from medgen.augmentation.scores import accuracy, dice, macro_auroc, mean_dice
+from medgen.augmentation.video_networks import SmallVideoNet
 from medgen.errors import DataError
 from medgen.nn.precision import computes_bfloat16
 from medgen.rng import derive
@@ -34,7 +30,7 @@ Array = NDArray[np.float64]
 CHECKS = 4
 """How often in a training run the validation split is looked at, the best state being kept."""
 CHUNK = 128
-"""Studies a forward pass when nothing is learned."""
+"""Images, frames of clips or slices of volumes a forward pass when nothing is learned."""
 
 
 class Task(Protocol):
@@ -42,6 +38,7 @@ class Task(Protocol):
 
     name: TaskName
     metric: str
+    schema: Schema
     lr: float
     light: Augment
     strong: Augment
@@ -225,7 +222,7 @@ class Consumer:
         """Outputs for images (b c h w) in [-1, 1], float32."""
         self.network.eval()
         with _arithmetic():
-            parts = [self.network(part).float() for part in images.split(CHUNK)]
+            parts = [self.network(part).float() for part in images.split(chunk_of(images))]
         return torch.cat(parts)
 
     def scores(self, images: Tensor, targets: Tensor) -> Array:
@@ -235,11 +232,16 @@ class Consumer:
     @torch.no_grad()
     def features(self, images: Tensor) -> Array:
         """What the last layer of a classifier sees, (b, d)."""
-        if not isinstance(self.network, SmallClassifier):
+        if not isinstance(self.network, SmallClassifier | SmallVideoNet):
             raise ValueError("only a classifier has features")
         self.network.eval()
-        parts = [self.network.features(part).double() for part in images.split(CHUNK)]
+        parts = [self.network.features(part).double() for part in images.split(chunk_of(images))]
         return torch.cat(parts).numpy()
+
+
+def chunk_of(images: Tensor) -> int:
+    """Studies a forward pass when nothing is learned."""
+    return CHUNK if images.ndim < 5 else max(1, CHUNK // images.shape[2])
 
 
 def train_consumer(
@@ -307,7 +309,8 @@ def _moved(
 ) -> tuple[Tensor, Tensor]:
     """Augmented images and their targets; a mask moves with its image."""
     masks = targets if task.name == "segmentation" else None
-    moved, moved_masks = augment.apply(images, masks, moves)
+    frames = task.schema.time and images.ndim == 5
+    moved, moved_masks = augment.apply(images, masks, moves, frames=frames)
     return moved, targets if moved_masks is None else moved_masks
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from medgen.backbones.grids import GridDoor, TransformerControl, check_door, token_grid
 from medgen.nn.blocks import (
     AdaLNZeroBlock,
     check_doors,
@@ -22,6 +23,7 @@ from medgen.nn.blocks import (
     zero_linear,
 )
 from medgen.nn.nd import depth_to_space, space_to_depth
+from medgen.nn.space_time import factorise
 from medgen.protocols import Backbone
 from medgen.registry import register
 from medgen.types import Conditioning, CondSpec, LatentSpec
@@ -34,8 +36,8 @@ class DiT(Backbone):
     """A transformer whose blocks are modulated by time and conditions (adaLN-Zero).
 
     Its output is zero when it is new. A vector is added to the time embedding, tokens are attended
-    to (with one learned token that always stands, so that all others may be padding), a grid is
-    concatenated to the latent's channels.
+    to (with one learned token that always stands, so that all others may be padding), a grid
+    enters as `grid` says.
 
     Args:
         latent: what it produces.
@@ -47,10 +49,17 @@ class DiT(Backbone):
         dropout: share of channels dropped in training.
         variant: "paper" has GELU and fixed positions; "modern" adds SwiGLU, rotary positions and
             query-key norm, which train faster and more stably.
+        grid: how a grid enters: "concatenate" to the latent's channels; "spade" modulates every
+            token by its own patch of the grid; "controlnet" leaves the network as it is and adds
+            the corrections of a copy of its first half, for a base from `train.init_from`.
+        factorised: for clips: blocks attend within frames and along time in turn, so cost grows
+            with frames times pixels, not with its square; a patch is one frame deep. New blocks are
+            the identity, those along time as well.
 
     Raises:
-        ValueError: the latent is made of tokens or not divisible into patches, or the width not
-            into heads of an even width.
+        ValueError: the latent is made of tokens or not divisible into patches, the width not into
+            heads of an even width, there is no grid for `grid`, or `factorised` without three axes
+            or with one block.
 
     Source: Peebles & Xie 2022, arXiv 2212.09748; the modern parts as in Yao et al. 2025,
     arXiv 2501.01423.
@@ -69,15 +78,21 @@ class DiT(Backbone):
         heads: int = 4,
         dropout: float = 0.0,
         variant: Literal["paper", "modern"] = "modern",
+        grid: GridDoor = "concatenate",
+        factorised: bool = False,
     ) -> None:
         super().__init__()
-        _check(latent, patch, width, heads)
+        axes = len(latent.size)
+        self.patch = (1, patch, patch) if factorised else (patch,) * axes
+        _check(latent, self.patch, width, heads)
+        check_door(grid, cond.grid)
         modern = variant == "modern"
         self.cond = cond
-        self.patch = (patch,) * len(latent.size)
-        self.size = tuple(side // patch for side in latent.size)
+        self.size = tuple(side // each for side, each in zip(latent.size, self.patch, strict=True))
         voxels = math.prod(self.patch)
-        self.embed = nn.Linear((latent.channels + cond.grid) * voxels, width)
+        self.door = grid
+        beside = cond.grid if grid == "concatenate" else 0
+        self.embed = nn.Linear((latent.channels + beside) * voxels, width)
         self.time = mlp(TIME_WIDTH, width)
         self.vector = mlp(cond.vector, width) if cond.vector else None
         self.always = nn.Parameter(torch.randn(1, 1, cond.tokens) * 0.02) if cond.tokens else None
@@ -85,14 +100,20 @@ class DiT(Backbone):
             AdaLNZeroBlock(width, heads, context=cond.tokens, modern=modern, dropout=dropout)
             for _ in range(depth)
         )
+        if factorised:
+            factorise(self.blocks, self.size, width // heads if modern else None)
         self.apply(initialise)
         self.norm = nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)
         self.modulation = zero_linear(width, 2 * width)
         self.out = zero_linear(width, latent.channels * voxels)
-        angles = rotary_angles(self.size, width // heads)
+        seen = cond.grid * voxels
+        self.spade = token_grid(seen, width) if grid == "spade" else None
+        control = grid == "controlnet"
+        self.control = TransformerControl(self.blocks, seen, width) if control else None
+        angles = rotary_angles(self.size, width // heads) if modern and not factorised else None
         self.register_buffer("places", sincos_positions(self.size, width), persistent=False)
-        self.register_buffer("cos", angles.cos() if modern else None, persistent=False)
-        self.register_buffer("sin", angles.sin() if modern else None, persistent=False)
+        self.register_buffer("cos", None if angles is None else angles.cos(), persistent=False)
+        self.register_buffer("sin", None if angles is None else angles.sin(), persistent=False)
 
     def forward(self, z: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
         """Latents (b c *s) at times (b,) in [0, 1] to (b c *s).
@@ -100,30 +121,46 @@ class DiT(Backbone):
         Raises:
             ValueError: the conditions do not fit the doors that were built.
         """
-        check_doors(self.cond, cond)
-        if cond.grid is not None:
+        check_doors(self.cond, cond, z.shape[2:])
+        if cond.grid is not None and self.door == "concatenate":
             z = torch.cat([z, cond.grid.to(z.dtype)], dim=1)
-        patches = space_to_depth(z, self.patch).flatten(2).transpose(1, 2)  # b n (c p)
-        x = self.embed(patches) + self.places
+        x = self.embed(self._patches(z)) + self.places
         vector = self.time(timestep_embedding(t, TIME_WIDTH).to(z.dtype))
         if self.vector is not None and cond.vector is not None:
             vector = vector + self.vector(cond.vector.to(z.dtype))
-        vector = functional.silu(vector)
+        vector = vector[:, None]  # b 1 d
+        if self.spade is not None and cond.grid is not None:
+            vector = vector + self.spade(self._patches(cond.grid.to(z.dtype)))  # b n d
         context, mask = standing_context(self.always, cond)
         rotary = None if self.cos is None else (self.cos, self.sin)
-        for block in self.blocks:
-            x = block(x, vector, context=context, mask=mask, rotary=rotary)
-        shift, scale = self.modulation(vector)[:, None].chunk(2, dim=-1)
+        vector = functional.silu(vector)
+        how = {"vector": vector, "context": context, "mask": mask, "rotary": rotary}
+        corrections: list[Tensor] = []
+        if self.control is not None and cond.grid is not None:
+            corrections = self.control(x, self._patches(cond.grid.to(z.dtype)), **how)
+        for place, block in enumerate(self.blocks):
+            x = block(x, **how)
+            if place < len(corrections):
+                x = x + corrections[place]
+        shift, scale = self.modulation(vector).chunk(2, dim=-1)
         x = self.out(modulate(self.norm(x), shift, scale))  # b n (c p)
         return depth_to_space(x.transpose(1, 2).unflatten(2, self.size), self.patch)
 
+    def _patches(self, x: Tensor) -> Tensor:
+        """Voxels (b c *s) as one row a token (b n (c p))."""
+        return space_to_depth(x, self.patch).flatten(2).transpose(1, 2)
 
-def _check(latent: LatentSpec, patch: int, width: int, heads: int) -> None:
+
+def _check(latent: LatentSpec, patch: tuple[int, ...], width: int, heads: int) -> None:
     if latent.domain != "continuous":
         raise ValueError("a dit takes continuous latents, the codec makes tokens")
-    if any(side % patch for side in latent.size):
+    if len(patch) != len(latent.size):
         raise ValueError(
-            f"latents of size {latent.size} cannot be cut into patches of {patch}; "
+            f"a factorised dit needs latents of clips (time, height, width), got {latent.size}"
+        )
+    if any(side % each for side, each in zip(latent.size, patch, strict=True)):
+        raise ValueError(
+            f"latents of size {latent.size} cannot be cut into patches of {patch[-1]}; "
             "choose a patch that divides every side"
         )
     if width % heads or (width // heads) % 2:

@@ -11,7 +11,6 @@ from torch.nn import functional
 from medgen.backbones.dit import TIME_WIDTH
 from medgen.nn.blocks import (
     AdaLNZeroBlock,
-    Fold,
     KeyValues,
     check_doors,
     initialise,
@@ -23,6 +22,7 @@ from medgen.nn.blocks import (
     timestep_embedding,
     zero_linear,
 )
+from medgen.nn.space_time import factorise
 from medgen.protocols import Backbone
 from medgen.registry import register
 from medgen.types import Conditioning, CondSpec, LatentSpec, Net
@@ -62,6 +62,7 @@ class TokenTransformer(Backbone):
 
     domain = "tokens"
     places: Tensor
+    angles: Tensor | None
 
     def __init__(
         self,
@@ -87,15 +88,15 @@ class TokenTransformer(Backbone):
         self.blocks = nn.ModuleList(
             AdaLNZeroBlock(width, heads, context=cond.tokens, dropout=dropout) for _ in range(depth)
         )
+        if factorised:
+            factorise(self.blocks, latent.size, width // heads)
         self.apply(initialise)
         self.norm = nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)
         self.modulation = zero_linear(width, 2 * width)
         self.out = zero_linear(width, latent.vocab)
-        self.folds = _folds(latent.size) if factorised else (None,)
         self.register_buffer("places", sincos_positions(latent.size, width), persistent=False)
-        for number, axes in enumerate(_axes(latent.size, factorised)):
-            angles = rotary_angles(axes, width // heads)
-            self.register_buffer(f"angles_{number}", angles, persistent=False)
+        angles = None if factorised else rotary_angles(latent.size, width // heads)
+        self.register_buffer("angles", angles, persistent=False)
 
     def forward(self, z: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
         """Tokens (b *s) at times (b,) in [0, 1] to logits (b *s v).
@@ -141,26 +142,20 @@ class TokenTransformer(Backbone):
             vector = vector + self.vector(cond.vector.to(x.dtype))
         vector = functional.silu(vector)
         context, mask = standing_context(self.always, cond)
-        rotary = [(a.cos(), a.sin()) for a in self._angles(now)]
+        angles = None if self.angles is None else self.angles[now]
+        rotary = None if angles is None else (angles.cos(), angles.sin())
         for place, block in enumerate(self.blocks):
-            turn = place % len(self.folds)
             x = block(
                 x,
                 vector,
                 context=context,
                 mask=mask,
-                rotary=rotary[turn],
+                rotary=rotary,
                 causal=self.causal,
                 cache=None if caches is None else caches[place],
-                fold=self.folds[turn],
             )
         shift, scale = self.modulation(vector)[:, None].chunk(2, dim=-1)
         return self.out(modulate(self.norm(x), shift, scale))
-
-    def _angles(self, now: slice) -> list[Tensor]:
-        """Rotary angles of each kind of block; only blocks that are not factorised see a part."""
-        every = [self.get_buffer(f"angles_{number}") for number in range(len(self.folds))]
-        return every if len(every) > 1 else [every[0][now]]
 
 
 class CausalNet:
@@ -195,17 +190,6 @@ class CausalNet:
         logits = self.network.logits(tokens, t, self.cond, start=self.done, caches=self.caches)
         self.done = place + 1
         return logits[:, -1:]
-
-
-def _axes(size: tuple[int, ...], factorised: bool) -> list[tuple[int, ...]]:
-    """The axes that each kind of block attends along."""
-    return [size[1:], size[:1]] if factorised else [size]
-
-
-def _folds(size: tuple[int, ...]) -> tuple[Fold, ...]:
-    if len(size) != 3:
-        raise ValueError(f"factorised: expected clips of three axes, got latents of {size}")
-    return Fold(size[0], "space"), Fold(size[0], "time")
 
 
 def _check(latent: LatentSpec, width: int, heads: int, clash: bool) -> None:

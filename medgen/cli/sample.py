@@ -11,7 +11,10 @@ import click
 from medgen.cli import options
 
 if TYPE_CHECKING:
+    from medgen.model import GenerativeModel
+    from medgen.protocols import Dataset
     from medgen.synthesis.filters import Filters
+    from medgen.synthesis.plan import Plan
 
 
 @click.command(
@@ -21,6 +24,7 @@ if TYPE_CHECKING:
         "medgen sample MODEL --out DIR --prevalence effusion=0.3 --prevalence nodule=0.1",
         "medgen sample MODEL --out DIR --masks folder/of/masks",
         "medgen sample MODEL --out DIR --count 500 --like ~/studies",
+        "medgen sample MODEL --out DIR --spacing 0.8,0.8,2.5",
         "medgen sample MODEL --out DIR --set sampler.steps=32 --set guidance.type=autoguidance",
         "medgen sample MODEL --out DIR --real ~/studies --no-copies",
         "medgen sample MODEL --out DIR --real ~/studies --set 'filters=[{type: findings}]'",
@@ -39,6 +43,9 @@ if TYPE_CHECKING:
 @click.option("--prevalence", multiple=True, metavar="FINDING=SHARE", help="Ask for a prevalence.")
 @click.option("--conditions", type=click.Path(path_type=Path), help="CSV: one sample a row.")
 @click.option("--masks", type=click.Path(path_type=Path), help="Folder of masks to ask for (PNG).")
+@click.option("--spacing", metavar="MM,...", help="Mm between voxels along each axis.")
+@click.option("--field-of-view", metavar="MM,...", help="The same as mm that a study covers.")
+@click.option("--orientation", metavar="CODES", default="RAS", help="Of the axes; only RAS.")
 @click.option(
     "--like",
     type=click.Path(path_type=Path),
@@ -52,6 +59,12 @@ if TYPE_CHECKING:
 @click.option("--no-copies", is_flag=True, help="Refuse copies of the training studies of --real.")
 @click.option("--seed", type=int, default=0, show_default=True, help="All seeds derive from it.")
 @click.option("--workers", type=click.IntRange(1), help="Threads on a CPU. Default: its cores.")
+@click.option(
+    "--memory",
+    type=click.FloatRange(0, min_open=True),
+    help="GB that decoding may take on each worker; volumes are cut into slabs to stay below it. "
+    "Default: 8.",
+)
 @click.option("--shard", metavar="I/N", help="Draw every N-th part only, beginning with part I.")
 @click.option("--sheet", type=click.Path(path_type=Path), help="Also write a contact sheet here.")
 @options.overrides
@@ -64,11 +77,15 @@ def sample(
     prevalence: tuple[str, ...],
     conditions: Path | None,
     masks: Path | None,
+    spacing: str | None,
+    field_of_view: str | None,
+    orientation: str,
     like: Path | None,
     real: Path | None,
     no_copies: bool,
     seed: int,
     workers: int | None,
+    memory: float | None,
     shard: str | None,
     sheet: Path | None,
     overrides: tuple[str, ...],
@@ -84,12 +101,12 @@ def sample(
     from medgen.data.splits import by_split
     from medgen.recipe import override
     from medgen.synthesis.draw import synthesize
-    from medgen.synthesis.plan import mask_folder, plan, plan_from_table, plan_like
     from medgen.training.common import resolve_device
 
-    asked = _prevalences(prevalence)
     if like is not None and (conditions is not None or masks is not None or prevalence):
         raise click.UsageError("--like decides all conditions; leave the other options out")
+    if (like is not None or conditions is not None) and (spacing or field_of_view):
+        raise click.UsageError("--spacing and --field-of-view do not go with --like, --conditions")
     settings = override(read_recipe(model), _sampling_only(overrides)).sections
     if no_copies and all(each["type"] != "copies" for each in settings["filters"]):
         chosen = [*settings["filters"], {"type": "copies"}]
@@ -101,19 +118,19 @@ def sample(
         sampler=settings["sampler"],
         guidance=settings["guidance"],
     )
-    if conditions is not None:
-        wanted = plan_from_table(generator.drawn, conditions, seed=seed)
-    elif like is not None:
-        studies = by_split(build_dataset(settings["data"], like), "train")
-        wanted = plan_like(generator, studies, count=count, seed=seed)
-    else:
-        wanted = plan(
-            generator,
-            count=count,
-            labels=asked or labels,
-            masks=None if masks is None else mask_folder(masks, generator.drawn),
-            seed=seed,
-        )
+    _plan_memory(generator, memory)
+    wanted = _plan(
+        generator,
+        count,
+        labels=_prevalences(prevalence) or labels,
+        conditions=conditions,
+        masks=masks,
+        like=None if like is None else by_split(build_dataset(settings["data"], like), "train"),
+        spacing=_lengths("--spacing", spacing),
+        field_of_view=_lengths("--field-of-view", field_of_view),
+        orientation=orientation,
+        seed=seed,
+    )
     with options.progress_bar("drawing") as progress:
         drawn = synthesize(
             generator,
@@ -166,6 +183,53 @@ def verify(dataset: Path, model: Path | None, count: int, seed: int, as_json: bo
     raise click.exceptions.Exit(int(bool(result.problems)))
 
 
+def _plan_memory(generator: GenerativeModel, gigabytes: float | None) -> None:
+    """Hold decoding to a memory, and say how it gets by with it."""
+    if generator.decoding() is None:
+        if gigabytes is not None:
+            raise click.UsageError("--memory: this model's codec has no decoder to cut into slabs")
+        return
+    if gigabytes is not None:
+        generator.codec.memory = int(gigabytes * 2**30)
+    click.echo(f"decoding a micro-batch {generator.decoding()}", err=True)
+
+
+def _plan(
+    model: GenerativeModel,
+    count: int,
+    *,
+    labels: str | dict[str, float],
+    conditions: Path | None,
+    masks: Path | None,
+    like: Dataset | None,
+    spacing: list[float] | None,
+    field_of_view: list[float] | None,
+    orientation: str,
+    seed: int,
+) -> Plan:
+    """What the options ask for, of a geometry that the model was trained on."""
+    from medgen.synthesis.contract import Geometry
+    from medgen.synthesis.masks import mask_folder
+    from medgen.synthesis.plan import plan, plan_from_table, plan_like
+
+    geometry = Geometry.of(model.schema, model.statistics)
+    if geometry is not None:
+        geometry.require_orientation(orientation)
+    if conditions is not None:
+        return plan_from_table(model.drawn, conditions, geometry=geometry, seed=seed)
+    if like is not None:
+        return plan_like(model, like, count=count, seed=seed)
+    return plan(
+        model,
+        count=count,
+        labels=labels,
+        masks=None if masks is None else mask_folder(masks, model.drawn, geometry),
+        spacing=spacing,
+        field_of_view=field_of_view,
+        seed=seed,
+    )
+
+
 def _filters(settings: dict[str, Any], real: Path | None) -> Filters | None:
     """The filters asked for, fitted on real studies."""
     from medgen.assembly import build_dataset
@@ -208,6 +272,16 @@ def _prevalences(given: tuple[str, ...]) -> dict[str, float]:
     return shares
 
 
+def _lengths(option: str, text: str | None) -> list[float] | None:
+    if text is None:
+        return None
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        expected = "expected mm along each axis, such as 1,1,2.5"
+        raise click.UsageError(f"{option} {text}: {expected}") from None
+
+
 def _shard(text: str | None) -> tuple[int, int]:
     if text is None:
         return 0, 1
@@ -225,5 +299,5 @@ def _write_sheet(dataset: Path, file: Path) -> None:
     drawn = SyntheticDataset(dataset)
     batch = load(drawn, range(min(len(drawn), 64)))
     assert batch.image is not None
-    contact_sheet(batch.image, masks=batch.mask, path=file)
+    contact_sheet(batch.image, masks=batch.mask, path=file, time=drawn.schema.time)
     click.echo(f"contact sheet: {file}", err=True)

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from medgen.codecs.losses import kl_divergence
+from medgen.codecs.memory import MEMORY, Plan, make_plan
 from medgen.codecs.pixels import block_transform, cosine_basis, inverse_block_transform
+from medgen.codecs.slabs import forward_in_slabs
 from medgen.codecs.whitening import Whitening
 from medgen.protocols import LearnedCodec
 from medgen.registry import register
@@ -33,6 +36,9 @@ class Autoencoder(LearnedCodec):
     give f4. `encode` is the posterior's mean, shifted and scaled per channel to unit variance by
     buffers that `fit` measures after training.
 
+    Where `encode` or `decode` would take more than `memory` bytes, images are taken one by one, and
+    in slabs if that is still too much; what comes out is the same but for rounding.
+
     Args:
         schema: what the studies hold.
         channels: features of every level, the image's resolution first; multiples of 8.
@@ -42,6 +48,9 @@ class Autoencoder(LearnedCodec):
             first level, in pixels. With 2 the most costly level is left out: about three times
             faster for the same factor.
         attention: one attention layer at the latent's resolution in encoder and decoder.
+
+    Attributes:
+        memory: bytes that `encode` and `decode` may take beyond weights and inputs.
 
     Raises:
         ValueError: the image is not divisible by the factor, or a setting is out of range.
@@ -92,14 +101,40 @@ class Autoencoder(LearnedCodec):
         )
         self.whitening = Whitening(latent_channels, "channel")
         self.register_buffer("basis", cosine_basis(patch, axes), persistent=False)
+        self.memory = MEMORY
+        self._plans: dict[tuple[object, ...], Plan] = {}
 
     def encode(self, image: Float[Tensor, "b c *s"]) -> Float[Tensor, "b c *s"]:
         """The mean of the posterior, of unit variance in every channel once fitted."""
-        return self.whitening(self.posterior(image)[0])
+        return self._within_memory("encode", image)
 
     def decode(self, z: Float[Tensor, "b c *s"]) -> Float[Tensor, "b c *s"]:
         """Images, held to [-1, 1]."""
-        return self.reconstruct(self.whitening.inverse(z)).clamp(-1, 1)
+        return self._within_memory("decode", z)
+
+    def plan(self, direction: Literal["encode", "decode"], shape: tuple[int, ...]) -> Plan:
+        """How a batch of images or latents (b, c, *s) is encoded or decoded within `memory`."""
+        key = direction, shape, self.memory
+        if key not in self._plans:
+            rows = shape[2] // (self.factor if direction == "encode" else 1)
+            run = Autoencoder._encode if direction == "encode" else Autoencoder._decode
+            self._plans[key] = make_plan(self, run, shape, rows=rows, budget=self.memory)
+        return self._plans[key]
+
+    def _within_memory(self, direction: Literal["encode", "decode"], x: Tensor) -> Tensor:
+        run = self._encode if direction == "encode" else self._decode
+        if torch.is_grad_enabled() or x.is_meta:
+            return run(x, 1)
+        plan = self.plan(direction, tuple(x.shape))
+        if plan.batch == len(x):
+            return run(x, plan.slabs)
+        return torch.cat([run(part, plan.slabs) for part in x.split(plan.batch)])
+
+    def _encode(self, image: Tensor, slabs: int) -> Tensor:
+        return self.whitening(self.posterior(image, slabs)[0])
+
+    def _decode(self, z: Tensor, slabs: int) -> Tensor:
+        return self.reconstruct(self.whitening.inverse(z), slabs).clamp(-1, 1)
 
     def forward(self, image: Tensor, rng: Rng | None = None) -> Reconstruction:
         """What training looks at: a reconstruction from a drawn latent, and the KL divergence.
@@ -115,15 +150,21 @@ class Autoencoder(LearnedCodec):
         kl = kl_divergence(mean.float(), logvar.float())
         return Reconstruction(self.reconstruct(z), {"kl": kl})
 
-    def posterior(self, image: Float[Tensor, "b c *s"]) -> tuple[Tensor, Tensor]:
-        """Mean and log-variance of the latent's Gaussian posterior, before whitening."""
-        features = self.net.encoder(block_transform(image, self.basis, self.patch))
+    def posterior(self, image: Float[Tensor, "b c *s"], slabs: int = 1) -> tuple[Tensor, Tensor]:
+        """Mean and log-variance of the latent's Gaussian posterior, before whitening.
+
+        Args:
+            image: in [-1, 1].
+            slabs: into how many its first axis is cut to save memory; no gradients if above 1.
+        """
+        features = _forward(self.net.encoder, block_transform(image, self.basis, self.patch), slabs)
         logvar = self.net.quant_conv_log_sigma(features)
         return self.net.quant_conv_mu(features), logvar.clamp(*_LOGVAR_RANGE)
 
-    def reconstruct(self, raw: Float[Tensor, "b c *s"]) -> Float[Tensor, "b c *s"]:
-        """Images of latents before whitening, not held to [-1, 1]."""
-        return inverse_block_transform(self.net.decode(raw), self.basis, self.patch)
+    def reconstruct(self, raw: Float[Tensor, "b c *s"], slabs: int = 1) -> Float[Tensor, "b c *s"]:
+        """Images of latents before whitening, not held to [-1, 1]; slabs as in `posterior`."""
+        features = _forward(self.net.decoder, self.net.post_quant_conv(raw), slabs)
+        return inverse_block_transform(features, self.basis, self.patch)
 
     @property
     def last_layer(self) -> nn.Parameter:
@@ -134,6 +175,12 @@ class Autoencoder(LearnedCodec):
     def fit(self, images: Float[Tensor, "b c *s"]) -> None:
         """Measure every channel's shift and scale on images in [-1, 1], best the training split."""
         self.whitening.fit(images, lambda part: self.posterior(part)[0])
+
+
+def _forward(network: nn.Module, x: Tensor, slabs: int) -> Tensor:
+    blocks = network.blocks
+    assert isinstance(blocks, nn.ModuleList)
+    return network(x) if slabs == 1 else forward_in_slabs(blocks, x, slabs)
 
 
 def check_network(schema: Schema, channels: tuple[int, ...], counts: Mapping[str, int]) -> None:

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from medgen.codecs.lpips import Lpips, find_trunk
+from medgen.codecs.lpips import SMALLEST, Lpips, find_trunk
 from medgen.types import Schema
 
 logger = logging.getLogger(__name__)
@@ -32,8 +32,9 @@ class CodecLosses:
 
     Args:
         reconstruction: mean error of the pixels, "l1" or "mse".
-        perceptual: "lpips" needs the weights of its trunk on disk; "features" compares structure at
-            several scales and needs none; "auto" is LPIPS where its trunk is found, else features.
+        perceptual: "lpips" needs the weights of its trunk on disk and looks at the slices of
+            volumes in three planes; "features" compares structure at several scales and needs none;
+            "auto" is LPIPS where its trunk is found, else features.
         perceptual_weight: times the perceptual loss.
         adversarial_weight: times the adversary's part, once it has started.
         adaptive: scale the adversary so that its gradient on the decoder's last layer is as long as
@@ -72,6 +73,7 @@ class AutoencoderLoss(nn.Module):
     def __init__(self, schema: Schema, settings: CodecLosses, *, trunk: Path | None = None) -> None:
         super().__init__()
         self.settings = settings
+        self.frames = is_clip(schema)
         self.kind, found = _perception(schema, settings, trunk)
         self.lpips = Lpips(found) if found is not None else None
 
@@ -88,9 +90,21 @@ class AutoencoderLoss(nn.Module):
         if self.lpips is not None:
             parts["perceptual"] = settings.perceptual_weight * self.lpips(reconstruction, image)
         elif self.kind == "features":
-            structure = structure_loss(reconstruction, image)
+            pair = reconstruction, image
+            structure = structure_loss(*[apart(each) if self.frames else each for each in pair])
+            structure = structure.unflatten(0, (len(image), -1)).mean(dim=1)
             parts["perceptual"] = settings.perceptual_weight * structure
         return parts
+
+
+def is_clip(schema: Schema) -> bool:
+    """Whether the studies are clips, whose frames perception and critic judge one by one."""
+    return schema.time and len(schema.size) == 3
+
+
+def apart(clips: Float[Tensor, "b c t h w"]) -> Float[Tensor, "bt c h w"]:
+    """The frames of clips as images."""
+    return clips.transpose(1, 2).flatten(0, 1)
 
 
 def kl_divergence(
@@ -193,7 +207,7 @@ def balance(
 
 
 class Critic(nn.Module):
-    """A PatchGAN: one logit for every patch of an image; MONAI's network with group norm.
+    """A PatchGAN: one logit for every patch of an image or frame; MONAI's network with group norm.
 
     Group norm, because batch norm would let the critic tell real from reconstructed batches by
     their statistics, and make an image's loss depend on the images beside it.
@@ -209,23 +223,27 @@ class Critic(nn.Module):
         super().__init__()
         from monai.networks.nets.patchgan_discriminator import PatchDiscriminator
 
-        layers = 3 if min(schema.size) >= 64 else 2
-        if min(schema.size) < 16:
+        self.frames = is_clip(schema)
+        size = schema.size[1:] if self.frames else schema.size
+        layers = 3 if min(size) >= 64 else 2
+        if min(size) < 16:
             raise ValueError(
-                f"the critic needs images of at least 16 pixels, got {schema.size}; set "
+                f"the critic needs images of at least 16 pixels, got {size}; set "
                 "adversarial_weight to 0"
             )
         self.net = PatchDiscriminator(
-            spatial_dims=len(schema.size),
+            spatial_dims=len(size),
             channels=channels,
             in_channels=schema.channels,
             num_layers_d=layers,
             norm=("GROUP", {"num_groups": 8}),
         )
 
-    def forward(self, image: Float[Tensor, "b c *s"]) -> Float[Tensor, "b 1 *s"]:
-        """Logits: above 0 looks real."""
-        return self.net(image)[-1]
+    def forward(self, image: Float[Tensor, "b c *s"]) -> Float[Tensor, "b ..."]:
+        """Logits of every patch, of clips in every frame: above 0 looks real."""
+        if not self.frames:
+            return self.net(image)[-1]
+        return self.net(apart(image))[-1].unflatten(0, (len(image), -1))
 
 
 def _per_image(values: Tensor) -> Tensor:
@@ -238,10 +256,11 @@ def _perception(
     asked = "none" if settings.perceptual_weight == 0 else settings.perceptual
     if asked in ("features", "none"):
         return asked, None
-    if len(schema.size) != 2:
+    if schema.time or len(schema.size) not in (2, 3) or min(schema.size) < SMALLEST:
         if asked == "lpips":
             raise ValueError(
-                f"perceptual: LPIPS looks at 2-D images, these are {schema.size}; use 'features'"
+                f"perceptual: LPIPS looks at images and volumes of at least {SMALLEST} pixels a "
+                f"side, these are {'clips of ' if schema.time else ''}{schema.size}; use 'features'"
             )
         return "features", None
     found = find_trunk(trunk, required=asked == "lpips")

@@ -1,4 +1,7 @@
-"""LPIPS with a trunk read from a local file; nothing is ever downloaded."""
+"""LPIPS with a trunk read from a local file, for images and for the slices of volumes.
+
+Nothing is ever downloaded.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,12 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from medgen.errors import CheckpointError, MissingExtraError
+
+SMALLEST = 32
+"""Pixels a side that the trunks need."""
+EVERY = 5
+"""Of the slices of a volume, one in so many is looked at. A codec halves its maps a few times, so a
+number that shares no factor with 2 puts slices at every place of their grid."""
 
 
 def find_trunk(path: Path | None, *, required: bool = False) -> Path | None:
@@ -37,6 +46,8 @@ def find_trunk(path: Path | None, *, required: bool = False) -> Path | None:
 
 class Lpips(nn.Module):
     """Distance of deep features, weighed by human judgements. Frozen.
+
+    Volumes are compared slice by slice, along each of their three axes ("2.5-D").
 
     Args:
         trunk: torchvision's AlexNet or VGG-16 weights, .pth or .safetensors.
@@ -69,15 +80,30 @@ class Lpips(nn.Module):
         """Stays in evaluation mode: its heads have dropout."""
         return super().train(False)
 
-    def forward(
-        self, a: Float[Tensor, "b c h w"], b: Float[Tensor, "b c h w"]
-    ) -> Float[Tensor, "b"]:
-        """The distance of images in [-1, 1]; channels that are not RGB are compared one by one."""
+    def forward(self, a: Float[Tensor, "b c *s"], b: Float[Tensor, "b c *s"]) -> Float[Tensor, "b"]:
+        """The distance of images in [-1, 1]; channels that are not RGB are compared one by one.
+
+        That of volumes is the mean over planes of the mean over every fifth slice.
+        """
+        if a.ndim == 4:
+            return self._images(a, b)
+        planes = [
+            self._images(_slices(a, axis), _slices(b, axis)).reshape(len(a), -1).mean(dim=1)
+            for axis in (2, 3, 4)
+        ]
+        return torch.stack(planes).mean(dim=0)
+
+    def _images(self, a: Tensor, b: Tensor) -> Tensor:
         batch, channels = a.shape[:2]
         if channels != 3:
             a = a.reshape(batch * channels, 1, *a.shape[2:]).expand(-1, 3, -1, -1)
             b = b.reshape(batch * channels, 1, *b.shape[2:]).expand(-1, 3, -1, -1)
         return self.net(a, b).reshape(batch, -1).mean(dim=1)
+
+
+def _slices(volume: Float[Tensor, "b c d h w"], axis: int) -> Float[Tensor, "bn c h w"]:
+    """Slices across an axis, evenly spread; those of a volume follow each other."""
+    return volume.movedim(axis, 1)[:, EVERY // 2 :: EVERY].flatten(0, 1)
 
 
 def _read(path: Path) -> dict[str, Tensor]:

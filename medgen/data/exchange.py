@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-import uuid
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
+from medgen.data.dicom import grey_levels, set_pixels, synthetic_elements, synthetic_origin
 from medgen.data.export import write_image, write_mask
 from medgen.data.splits import SHOWN
 from medgen.disk import building, write_bytes
@@ -22,7 +21,6 @@ from medgen.rng import derive
 from medgen.types import Provenance
 
 SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
-EXPLICIT_LITTLE_ENDIAN = "1.2.840.10008.1.2.1"
 FOLDS = 5
 SYNTHETIC = "synthetic_"
 """How the name of a synthetic case begins."""
@@ -49,10 +47,10 @@ def write_dicom(dataset: Dataset, out: Path, *, progress: Progress | None = None
     with building(out) as folder:
         for index, study in enumerate(dataset.studies):
             item = dataset[index]
-            origin = _synthetic(item.provenance, study.id)
+            origin = synthetic_origin(item.provenance, study.id)
             if item.image is None or item.image.shape[1] != 1 or item.image.ndim != 4:
                 raise DataError(f"study '{study.id}': DICOM export takes 2-D grayscale images")
-            pixels = _grey_levels(item.image[0])
+            pixels = grey_levels(item.image[0])
             written = _secondary_capture(pixels[0], origin, index + 1)
             with (folder / f"{study.id}.dcm").open("wb") as file:
                 written.save_as(file, enforce_file_format=True)
@@ -177,7 +175,7 @@ def _named(fault: str, cases: set[str]) -> str:
 def _write_case(folder: Path, dataset: Dataset, index: int, *, case: str, place: str) -> None:
     item, name = dataset[index], dataset.studies[index].id
     if case.startswith(SYNTHETIC):
-        _synthetic(item.provenance, name)
+        synthetic_origin(item.provenance, name)
     elif item.provenance and item.provenance[0].synthetic:
         raise DataError(f"study '{name}' is synthetic and stands among the real ones")
     if item.image is None or item.mask is None:
@@ -206,62 +204,10 @@ def _folds(
     ]
 
 
-def _synthetic(provenance: Sequence[Provenance] | None, name: str) -> Provenance:
-    if not provenance or not provenance[0].synthetic:
-        raise DataError(f"study '{name}' has no synthetic provenance; only such can be exported")
-    return provenance[0]
-
-
-def _grey_levels(image: torch.Tensor) -> NDArray[np.uint8]:
-    """An image (c h w) in [-1, 1] as 8-bit grey levels."""
-    return ((image.clamp(-1, 1) + 1) * 127.5).round().numpy().astype(np.uint8)
-
-
 def _secondary_capture(pixels: NDArray[np.uint8], origin: Provenance, number: int) -> Any:
-    from pydicom.dataset import Dataset as Elements
-    from pydicom.dataset import FileMetaDataset
-    from pydicom.uid import UID
-
-    from medgen import __version__
-
-    def identifier(*parts: object) -> UID:
-        name = "/".join(str(part) for part in ("medgen", origin.source, *parts))
-        return UID(f"2.25.{uuid.uuid5(uuid.NAMESPACE_OID, name).int}")
-
-    purpose = Elements()
-    purpose.CodeValue, purpose.CodingSchemeDesignator = "109102", "DCM"
-    purpose.CodeMeaning = "Processing Equipment"
-    equipment = Elements()
-    equipment.Manufacturer, equipment.SoftwareVersions = "medgen", __version__
-    equipment.PurposeOfReferenceCodeSequence = [purpose]
-
-    meta = FileMetaDataset()
-    meta.MediaStorageSOPClassUID = UID(SECONDARY_CAPTURE)
-    meta.MediaStorageSOPInstanceUID = identifier("instance", origin.id, origin.seed)
-    meta.TransferSyntaxUID = UID(EXPLICIT_LITTLE_ENDIAN)
-    meta.ImplementationClassUID = identifier("implementation")
-
-    made = Elements()
-    made.file_meta = meta
-    made.SOPClassUID = meta.MediaStorageSOPClassUID
-    made.SOPInstanceUID = meta.MediaStorageSOPInstanceUID
-    made.SyntheticData = "YES"
+    made = synthetic_elements(origin, SECONDARY_CAPTURE, number)
     made.ImageType = ["DERIVED", "SECONDARY"]
-    made.DerivationDescription = f"Drawn by a generative model: {origin.source}, seed {origin.seed}"
-    made.ContributingEquipmentSequence = [equipment]
     made.ConversionType = "SYN"
     made.Modality = "OT"
-    made.PatientName, made.PatientID = f"SYNTHETIC^{origin.id}", origin.id
-    made.StudyInstanceUID = identifier("study", origin.id, origin.seed)
-    made.SeriesInstanceUID = identifier("series", origin.id, origin.seed)
-    for name in ("PatientBirthDate", "PatientSex", "StudyDate", "StudyTime", "StudyID"):
-        setattr(made, name, "")
-    made.ReferringPhysicianName = made.AccessionNumber = ""
-    made.SeriesNumber, made.InstanceNumber = 1, number
-    made.SamplesPerPixel, made.PhotometricInterpretation = 1, "MONOCHROME2"
-    made.Rows, made.Columns = pixels.shape
-    made.BitsAllocated = made.BitsStored = 8
-    made.HighBit, made.PixelRepresentation = 7, 0
-    made.BurnedInAnnotation = "NO"
-    made.PixelData = pixels.tobytes() + b"\0" * (pixels.size % 2)
+    set_pixels(made, pixels)
     return made

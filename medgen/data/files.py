@@ -61,7 +61,7 @@ def read_image(path: Path | str) -> ImageFile:
             pixels that cannot be read faithfully; the text names it and says what to do.
     """
     path = Path(path)
-    data = _read_bytes(path)
+    data = read_bytes(path)
     if data[128:132] == b"DICM" or path.suffix.lower() in {".dcm", ".dicom"}:
         return _read_dicom(path, data)
     image = _decode(path, data)
@@ -78,7 +78,7 @@ def read_mask(path: Path | str) -> NDArray[np.int64]:
         DataError: as for `read_image`, or the mask is in colour.
     """
     path = Path(path)
-    image = _decode(path, _read_bytes(path))
+    image = _decode(path, read_bytes(path))
     if image.mode in {"1", "L", "P", "I", "I;16", "I;16B"}:
         return np.asarray(image).astype(np.int64)
     if image.mode in {"RGB", "RGBA", "LA"}:
@@ -139,7 +139,12 @@ def write_png(path: Path | str, pixels: NDArray[Any], *, bits: Literal[8, 16] = 
     write_bytes(path, buffer.getvalue())
 
 
-def _read_bytes(path: Path) -> bytes:
+def read_bytes(path: Path) -> bytes:
+    """All bytes of a file of at most 512 MiB.
+
+    Raises:
+        DataError: no file, unreadable, empty or larger.
+    """
     try:
         about = path.stat()
         if not stat.S_ISREG(about.st_mode):
@@ -147,7 +152,7 @@ def _read_bytes(path: Path) -> bytes:
         if about.st_size > MAX_BYTES:
             raise DataError(
                 f"{path}: {about.st_size / 2**20:.0f} MiB; at most {MAX_BYTES // 2**20} MiB are "
-                "read. Shrink the image, or drop its row."
+                "read. Shrink it, or drop its row."
             )
         data = path.read_bytes()
     except (OSError, ValueError) as error:
@@ -156,6 +161,14 @@ def _read_bytes(path: Path) -> bytes:
     if not data:
         raise DataError(f"{path}: the file is empty (0 bytes). Copy it again, or drop its row.")
     return data
+
+
+def damaged(path: Path, error: Exception) -> DataError:
+    """What to say of a file that a decoder cannot make sense of."""
+    return DataError(
+        f"{path}: damaged or truncated ({type(error).__name__}: {error}). Copy it again, or drop "
+        "its row."
+    )
 
 
 def _check_pixels(path: Path, count: int) -> None:
@@ -190,10 +203,7 @@ def _decode(path: Path, data: bytes) -> Image.Image:
             "Convert it, or drop its row."
         ) from error
     except Exception as error:  # decoders raise almost anything on damaged or hostile bytes
-        raise DataError(
-            f"{path}: damaged or truncated ({type(error).__name__}: {error}). "
-            "Copy it again, or drop its row."
-        ) from error
+        raise damaged(path, error) from error
 
 
 def _scaled(path: Path, image: Image.Image) -> tuple[NDArray[np.float32], int]:

@@ -108,7 +108,7 @@ class Folder:
         self.reports = rows.column(report, "the report") if reading.text else None
         self.images = self._files(rows, "image")
         self.masks = self._files(rows, "mask") if mask_classes else None
-        self.studies = _studies(rows, reading)
+        self.studies = read_studies(rows, reading)
         self._images = Images([[path] for path in self.images], self.masks, self.schema, reading)
 
     def __len__(self) -> int:
@@ -183,8 +183,13 @@ def _labels(
     return tuple(findings), torch.tensor(flags_of(rows, findings))
 
 
-def _studies(rows: Table, reading: Reading) -> tuple[Study, ...]:
-    """Ids, patients and splits of the rows."""
+def read_studies(rows: Table, reading: Reading) -> tuple[Study, ...]:
+    """Ids, patients and splits of the rows of a table.
+
+    Raises:
+        DataError: ids or images stand twice, or a patient is blank.
+        LeakageError: a patient stands in two splits.
+    """
     ids = _ids(rows, reading)
     column = reading.name("patient")
     if column in rows.columns or "patient" in reading.columns:

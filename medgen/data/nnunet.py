@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -34,7 +34,7 @@ class NnUnet:
         size: the three sides of the volumes, in voxels; they are cut or padded around their centre.
         path: folder of `dataset.json`, relative to the root.
         spacing: mm between voxels to which volumes are resampled; None takes the median of the
-            cases along each axis.
+            cases along each axis, "own" leaves every case as it is, for a `spacing` condition.
         window: intensities (HU for CT) that become -1 and 1; None takes the 0.5 and 99.5 %
             percentiles of each volume.
         masks: read the label maps.
@@ -55,7 +55,7 @@ class NnUnet:
         size: tuple[int, int, int],
         *,
         path: str = ".",
-        spacing: tuple[float, float, float] | None = None,
+        spacing: tuple[float, float, float] | Literal["own"] | None = None,
         window: tuple[float, float] | None = None,
         masks: bool = True,
         seed: int = 0,
@@ -80,15 +80,16 @@ class NnUnet:
         _exist(self._folder, [file for files in images for file in files])
         if masks:
             _exist(self._folder, labels)
-        spacing = spacing or _median_spacing([files[0] for files in images])
+        if spacing is None:
+            spacing = _median_spacing([files[0] for files in images])
         self.schema = Schema(
             size=tuple(size),
             channels=len(names),
             mask_classes=classes if masks else (),
-            spacing=spacing,
+            spacing=() if spacing == "own" else spacing,
             window=window,
         )
-        reading = Reading(spacing=spacing, window=window)
+        reading = Reading(spacing=None if spacing == "own" else spacing, window=window)
         self._images = Images(images, labels if masks else None, self.schema, reading)
         splits = assign_splits(cases, seed=seed)
         self.studies = tuple(Study(*each) for each in zip(cases, cases, splits, strict=True))

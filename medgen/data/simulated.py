@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 
@@ -54,13 +56,8 @@ class Simulated:
             mask_classes=MASK_CLASSES,
             scalars=("cardiothoracic_ratio",),
         )
-        self._owners = _owners(seed, count)
-        patients = [f"p{owner:06d}" for owner in self._owners]
-        splits = assign_splits(patients, seed=seed)
-        self.studies = tuple(
-            Study(id=f"s{i:06d}", patient=patient, split=split)
-            for i, (patient, split) in enumerate(zip(patients, splits, strict=True))
-        )
+        self._owners = owners_of(seed, count)
+        self.studies = studies_of(self._owners, seed)
         self._made: dict[int, Radiograph] = {}
 
     def __len__(self) -> int:
@@ -104,7 +101,7 @@ class Simulated:
         return thorax(derive(self.seed, "patient", owner), size=voxels, planted=planted)
 
 
-def _owners(seed: int, count: int) -> list[int]:
+def owners_of(seed: int, count: int) -> list[int]:
     """The first study of every study's patient."""
     owners: list[int] = []
     for start in range(0, count, BLOCK):
@@ -116,14 +113,32 @@ def _owners(seed: int, count: int) -> list[int]:
     return owners[:count]
 
 
-def _check(count: int, size: tuple[int, int], findings: tuple[str, ...]) -> None:
+def studies_of(owners: Sequence[int], seed: int) -> tuple[Study, ...]:
+    """A table of studies whose patients are named by their first one, split by patient."""
+    patients = [f"p{owner:06d}" for owner in owners]
+    splits = assign_splits(patients, seed=seed)
+    return tuple(
+        Study(id=f"s{i:06d}", patient=patient, split=split)
+        for i, (patient, split) in enumerate(zip(patients, splits, strict=True))
+    )
+
+
+def name_problems(
+    what: str, names: Sequence[str], known: Sequence[str], *, kind: str = "finding"
+) -> list[str]:
+    """What is wrong with names that a recipe chose: unknown ones, and repeated ones."""
     problems = [
-        f"simulated data: unknown finding '{name}'. {did_you_mean(name, FINDINGS)}"
-        for name in findings
-        if name not in FINDINGS
+        f"{what}: unknown {kind} '{name}'. {did_you_mean(name, known)}"
+        for name in names
+        if name not in known
     ]
-    if len(set(findings)) != len(findings):
-        problems.append(f"simulated data: a finding is named twice in {list(findings)}")
+    if len(set(names)) != len(names):
+        problems.append(f"{what}: a {kind} is named twice in {list(names)}")
+    return problems
+
+
+def _check(count: int, size: tuple[int, int], findings: tuple[str, ...]) -> None:
+    problems = name_problems("simulated data", findings, FINDINGS)
     if count < 1:
         problems.append(f"simulated data: count must be at least 1, got {count}")
     if len(size) != 2 or min(size) < 16 or max(size) > 1024:

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from medgen.data.files import damaged
 from medgen.data.geometry import Volume, spacing_of
 from medgen.disk import replacing
 from medgen.errors import DataError
@@ -69,6 +70,23 @@ def read_geometry(path: Path | str) -> NDArray[np.float64]:
     return affine @ inv_ornt_aff(io_orientation(affine), shape)
 
 
+def read_stored(path: Path | str) -> tuple[NDArray[Any], tuple[float, ...]]:
+    """The numbers of a NIfTI file of two or three axes as it stores them, and mm along each.
+
+    For images and sequences that are kept in NIfTI files without lying in a patient: no axis is
+    turned or reordered.
+
+    Raises:
+        DataError: as for `read_volume`, but for the affine.
+    """
+    path = Path(path)
+    size = _size(path)
+    header = _header(path)
+    shape = _shape(path, header, size, least=2)
+    zooms = tuple(float(value) for value in header.get_zooms()[: len(shape)])
+    return _scaled(path, header, _voxels(path, header, shape)), zooms
+
+
 def write_volume(path: Path | str, volume: Volume) -> None:
     """Write a NIfTI file at once or not at all; the same volume always gives the same bytes.
 
@@ -105,7 +123,8 @@ def _examined(path: Path) -> tuple[Any, tuple[int, int, int], NDArray[np.float64
     """The header of a file that can hold what it promises, its shape and its affine as stored."""
     size = _size(path)
     header = _header(path)
-    return header, _shape(path, header, size), _affine(path, header)
+    x, y, z = _shape(path, header, size)
+    return header, (x, y, z), _affine(path, header)
 
 
 def _size(path: Path) -> int:
@@ -142,19 +161,19 @@ def _header(path: Path) -> Any:
                 length = kind.template_dtype.itemsize
                 return kind.from_fileobj(io.BytesIO(start[:length]), check=False)
     except Exception as error:  # nibabel raises almost anything on hostile bytes
-        raise _damaged(path, error) from error
+        raise damaged(path, error) from error
     raise DataError(
         f"{path}: not a NIfTI file of one part (.nii, .nii.gz), whatever its name says. Convert "
         "it, or drop its row."
     )
 
 
-def _shape(path: Path, header: Any, size: int) -> tuple[int, int, int]:
-    """Three extents, whose voxels can stand in a file of so many bytes."""
+def _shape(path: Path, header: Any, size: int, *, least: int = 3) -> tuple[int, ...]:
+    """Three extents (or `least`), whose voxels can stand in a file of so many bytes."""
     shape = [int(extent) for extent in header.get_data_shape()]
-    while len(shape) > 3 and shape[-1] == 1:
+    while len(shape) > least and shape[-1] == 1:
         shape.pop()
-    if len(shape) != 3 or min(shape) < 1:
+    if not least <= len(shape) <= 3 or min(shape) < 1:
         raise DataError(
             f"{path}: expected a volume of three axes, got the shape {tuple(shape)}. "
             "Split a series of volumes into files of one volume."
@@ -173,14 +192,14 @@ def _shape(path: Path, header: Any, size: int) -> tuple[int, int, int]:
             f"{path}: its header promises {promised:,} bytes of voxels, the file of {size:,} bytes "
             "cannot hold them. Copy it again, or drop its row."
         )
-    return shape[0], shape[1], shape[2]
+    return tuple(shape)
 
 
 def _dtype(path: Path, header: Any) -> np.dtype[Any]:
     try:
         dtype = header.get_data_dtype()
     except Exception as error:
-        raise _damaged(path, error) from error
+        raise damaged(path, error) from error
     if dtype.kind not in "iuf":
         raise DataError(
             f"{path}: expected one number a voxel, got the type {dtype} (colour or complex). "
@@ -195,7 +214,7 @@ def _affine(path: Path, header: Any) -> NDArray[np.float64]:
         affine = np.array(header.get_best_affine(), dtype=np.float64)
         unit = header.get_xyzt_units()[0]
     except Exception as error:
-        raise _damaged(path, error) from error
+        raise damaged(path, error) from error
     affine[:3] *= MM.get(unit, 1.0)
     spacing = spacing_of(affine)
     if not np.isfinite(affine).all() or not (spacing > 0).all():
@@ -212,7 +231,7 @@ def _affine(path: Path, header: Any) -> NDArray[np.float64]:
     return affine
 
 
-def _voxels(path: Path, header: Any, shape: tuple[int, int, int]) -> NDArray[Any]:
+def _voxels(path: Path, header: Any, shape: tuple[int, ...]) -> NDArray[Any]:
     """The stored numbers; no more of the file is read, or decompressed, than they take."""
     dtype = _dtype(path, header)
     start = int(header["vox_offset"])
@@ -229,7 +248,7 @@ def _voxels(path: Path, header: Any, shape: tuple[int, int, int]) -> NDArray[Any
                 filled += got
             file.read(1)  # at the end of a compressed file this compares its check sum
     except DAMAGE as error:
-        raise _damaged(path, error) from error
+        raise damaged(path, error) from error
     return flat.reshape(shape, order="F")
 
 
@@ -250,10 +269,3 @@ def _scaled(path: Path, header: Any, voxels: NDArray[Any]) -> NDArray[Any]:
                 f"{path}: {bad:,} voxels are NaN or infinite. Replace them, or drop its row."
             )
     return voxels if voxels.dtype.isnative else voxels.astype(voxels.dtype.newbyteorder("="))
-
-
-def _damaged(path: Path, error: Exception) -> DataError:
-    return DataError(
-        f"{path}: damaged or truncated ({type(error).__name__}: {error}). Copy it again, or drop "
-        "its row."
-    )

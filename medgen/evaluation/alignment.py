@@ -27,6 +27,7 @@ from medgen.augmentation.tasks import Consumer
 from medgen.errors import DataError
 from medgen.evaluation.comparison import Comparison, Side
 from medgen.evaluation.features import images_of
+from medgen.evaluation.frames import is_clip
 from medgen.protocols import Dataset
 from medgen.registry import register
 from medgen.types import Estimate
@@ -102,7 +103,7 @@ class MaskAgreement:
     Gives "mask_agreement" (mean Dice) and "mask_hausdorff" (mean 95 % Hausdorff distance; in mm
     where both sides know their spacing, else in pixels), one of each with "/CLASS" where there are
     several, and "mask_agreement_ratio", over the Dice on real test studies. The floors are the same
-    on real test studies.
+    on real test studies. Of clips, eight frames each are studies of their own.
 
     Args:
         steps: optimiser steps of the segmenter.
@@ -129,6 +130,7 @@ class MaskAgreement:
                 f"real studies have mask classes {names}, synthetic ones "
                 f"{comparison.synthetic_schema.mask_classes}; mask agreement needs the same"
             )
+        comparison = comparison.frames if is_clip(comparison.schema) else comparison
         judge = comparison.consumer("segmentation", self.steps)
         sides = (comparison.synthetic, comparison.test)
         metric = all(side.batch.spacing is not None for side in sides)

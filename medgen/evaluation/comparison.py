@@ -12,7 +12,9 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from medgen.augmentation.experiment import check_provenance
 from medgen.augmentation.tasks import (
@@ -23,10 +25,11 @@ from medgen.augmentation.tasks import (
 from medgen.data.splits import by_split, load
 from medgen.errors import DataError
 from medgen.evaluation.features import Extractor, build_extractor, images_of
+from medgen.evaluation.frames import FrameStudies, frames_of
 from medgen.model import GenerativeModel
 from medgen.protocols import Dataset
 from medgen.rng import derive
-from medgen.types import Batch, Schema
+from medgen.types import Batch, Schema, Study
 
 Array = NDArray[np.float64]
 LARGEST = 10_000
@@ -106,6 +109,7 @@ class Comparison:
         self._extractors: dict[str, Extractor] = {}
         self._features: dict[tuple[str, str], Array] = {}
         self._consumers: dict[tuple[str, int], Consumer] = {}
+        self._segmented: dict[tuple[str, int], Tensor] = {}
 
     @cached_property
     def heldout(self) -> Side:
@@ -196,6 +200,46 @@ class Comparison:
             images = images_of(side.select(order).batch)
             self._features[key] = self.extractor(name).features(images)
         return self._features[key], patients
+
+    @cached_property
+    def frames(self) -> Comparison:
+        """The same comparison of frames of the clips, each a study of its clip's patient.
+
+        Raises:
+            DataError: the studies are not clips.
+        """
+        splits = {"train": self.train, "validation": self.validation, "test": self.test}
+        real = FrameStudies.of(
+            self.schema,
+            [
+                Study(study, patient, split)
+                for split, side in splits.items()
+                for study, patient in zip(side.ids, side.patients, strict=True)
+            ],
+            Batch.concat([side.batch for side in splits.values()]),
+        )
+        drawn = [
+            Study(study, patient, "train")
+            for study, patient in zip(self.synthetic.ids, self.synthetic.patients, strict=True)
+        ]
+        synthetic = FrameStudies.of(self.synthetic_schema, drawn, self.synthetic.batch)
+        return Comparison(
+            real, synthetic, extractor=self.extractor_name, count=self.count, seed=self.seed
+        )
+
+    def segmented(self, which: str, steps: int) -> Tensor:
+        """Masks (b t h w), uint8, of every frame of the clips of a side, by the judge of frames.
+
+        Args:
+            which: name of a side, such as "taught", "test" or "synthetic"; worked out once each.
+            steps: optimiser steps of the segmenter.
+        """
+        if (which, steps) not in self._segmented:
+            judge = self.frames.consumer("segmentation", steps)
+            clips: Tensor = images_of(getattr(self, which).batch)
+            found = [judge.logits(frames_of(clip[None])).argmax(1).byte() for clip in clips]
+            self._segmented[which, steps] = torch.stack(found)
+        return self._segmented[which, steps]
 
     def consumer(self, task_name: str, steps: int) -> Consumer:
         """An independent judge of a task, trained once on all real training studies."""

@@ -41,15 +41,17 @@ def prdc(real: Array, synthetic: Array, k: int = 5) -> dict[str, float]:
     Source: Naeem et al. 2020, arXiv:2002.09797; Kynkaanniemi et al. 2019, arXiv:1904.06991.
     """
     everyone = np.ones((1, len(real)), dtype=bool), np.ones((1, len(synthetic)), dtype=bool)
-    found = _prdc(real, synthetic, k, *everyone)
+    found = ball_shares(real, synthetic, k, *everyone)
     return {name: float(values[0]) for name, values in found.items()}
 
 
-def _prdc(real: Array, synthetic: Array, k: int, in_a: Members, in_b: Members) -> dict[str, Array]:
-    """The same for the members of every draw, (draws,); the first draw is of everyone.
+def ball_shares(
+    real: Array, synthetic: Array, k: int, in_a: Members, in_b: Members
+) -> dict[str, Array]:
+    """Precision, recall, density and coverage for the members of every draw, (draws,).
 
-    In a half-sample the ball of k / 2 neighbours is as large as that of k in the whole, which
-    precision, recall and density rest on; coverage rests on k itself.
+    The first draw is of everyone. In a half-sample the ball of k / 2 neighbours is as large as that
+    of k in the whole, which precision, recall and density rest on; coverage rests on k itself.
     """
     count_a, count_b = in_a.sum(axis=1), in_b.sum(axis=1)
     whole = np.maximum(np.minimum(k, np.minimum(count_a, count_b) - 1), 1)
@@ -81,7 +83,7 @@ def _radii(
 ) -> list[NDArray[np.float32]]:
     """Distances from every study to the k-th nearest other member, (draws, n), for each of `ks`.
 
-    In single precision, as `_prdc` compares them: half the memory to pass through for every draw.
+    In single precision, as `ball_shares` compares them: half the memory to pass through a draw.
 
     Only the nearest `REACH` times k others are looked at: should a half-sample hold fewer than k
     of them, the farthest of them sets the radius.
@@ -135,16 +137,16 @@ class Prdc(FeatureMetric):
 
     def between(self, real: Features, other: Features, fitted: Any) -> dict[str, Estimate]:
         """The four shares of two sets."""
-        measures = _prdc(real.rows, other.rows, self.k, *memberships(real, other))
+        measures = ball_shares(real.rows, other.rows, self.k, *memberships(real, other))
         found: dict[str, Estimate] = {}
         for name, (value, *draws) in measures.items():
             spread = np.array(draws)
             estimate = estimate_from(float(value), spread, real, higher=True, bounds=(0.0, np.inf))
-            found[name] = estimate if name == "density" else _as_share(estimate, real)
+            found[name] = estimate if name == "density" else as_share(estimate, real)
         return found
 
 
-def _as_share(estimate: Estimate, side: Features) -> Estimate:
+def as_share(estimate: Estimate, side: Features) -> Estimate:
     """The estimate of a share, none of whose few studies may have shown the other case."""
     ends = (estimate.low, min(1.0, estimate.high))
     low, high = no_narrower_than_wilson(ends, estimate.value, len(set(side.patients)))

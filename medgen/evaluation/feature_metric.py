@@ -61,16 +61,27 @@ class FeatureMetric(ABC):
         """The estimates, each with its floor."""
         sides: list[Features] = []
         for which in ("heldout", "synthetic", "second"):
-            rows, patients = comparison.equal_features(which, self.extractor)
+            rows, patients = self.rows(comparison, which)
             sides.append(Features(rows[: self.count], patients[: self.count]))
         held, drawn, other = sides
-        name = comparison.extractor(self.extractor).name
+        name = self.seen_by(comparison)
         fitted = self.fit(lambda: comparison.features("taught", self.extractor))
         found, floors = (
             {key: replace(e, extractor=name) for key, e in self.between(held, b, fitted).items()}
             for b in (drawn, other)
         )
         return {key: replace(e, floor=floors[key]) for key, e in found.items()}
+
+    def rows(self, comparison: Comparison, which: str) -> tuple[Array, list[str]]:
+        """What is compared, a study a row, of a side as `equal_features` takes it; their patients.
+
+        Features of the extractor, unless a metric looks at something else.
+        """
+        return comparison.equal_features(which, self.extractor)
+
+    def seen_by(self, comparison: Comparison) -> str:
+        """Name of what made the rows."""
+        return comparison.extractor(self.extractor).name
 
     def fit(self, train: Callable[[], Array]) -> Any:
         """What `between` needs of features (t d) of the training studies that taught the extractor.

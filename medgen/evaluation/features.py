@@ -19,6 +19,7 @@ from torch.nn import functional
 
 from medgen.augmentation.tasks import CHUNK, Classification, Consumer, train_consumer
 from medgen.errors import DataError, RecipeError, did_you_mean
+from medgen.nn.nd import area_resize
 from medgen.types import Batch, Schema
 
 Array = NDArray[np.float64]
@@ -30,8 +31,12 @@ NAMES = (
     "random",
     "histogram",
     "spectrum",
+    "clip-ssl",
+    "clip-supervised",
 )
 """Extractors by name; `build_extractor` says which forms take weights from a file."""
+SIDES = {1: 256, 2: 32, 3: 16}
+"""Pixels a side of a small study, by the number of axes."""
 LEVELS = 128
 """Equal parts of the intensity range in which a histogram counts."""
 
@@ -76,7 +81,7 @@ class PixelFeatures:
     """
 
     def __init__(self, images: Tensor, width: int = 64) -> None:
-        pixels = _small(images)
+        pixels = small_rows(images)
         self.name = "pixels-pca"
         self.mean, self.axes = principal_axes(pixels, width)
         self.scale = root_mean_square((pixels - self.mean) @ self.axes)
@@ -84,7 +89,7 @@ class PixelFeatures:
 
     def features(self, images: Tensor) -> Array:
         """Images (b c h w) in [-1, 1] to features (b d)."""
-        return (_small(images) - self.mean) @ self.axes / self.scale
+        return (small_rows(images) - self.mean) @ self.axes / self.scale
 
 
 class RandomFeatures:
@@ -166,12 +171,12 @@ def build_extractor(
 ) -> Extractor:
     """The extractor of a name, fitted on real studies where it learns.
 
-    A classifier needs findings; "classifier" on studies without becomes "pixels-pca". Of volumes,
-    extractors of images see slices.
+    A classifier needs images and findings; "classifier" on others becomes "pixels-pca". Of volumes,
+    extractors of images see slices; of clips, frames.
 
     Args:
         name: one of `NAMES`; "NETWORK@FILE", a torchvision network and the file of its weights;
-            "timm:NETWORK@FILE", one of timm; or "codec@CHECKPOINT".
+            "timm:NETWORK@FILE", one of timm; "codec@CHECKPOINT"; or, of clips, "i3d@FILE".
         learn: real training studies.
         validation: real studies that select the classifier's state.
         schema: of the studies.
@@ -183,6 +188,9 @@ def build_extractor(
         MissingExtraError: it needs a package that is not installed.
         CheckpointError: its weights are absent or do not fit.
     """
+    from medgen.evaluation.clip_features import NAMES as OF_CLIPS
+    from medgen.evaluation.clip_features import clip_extractor
+    from medgen.evaluation.frames import FrameFeatures, framed, is_clip, of_frames
     from medgen.evaluation.pretrained import CodecFeatures
     from medgen.evaluation.slices import SliceFeatures, of_slices, sliced
 
@@ -190,11 +198,22 @@ def build_extractor(
     if name == "histogram":
         return HistogramFeatures()
     if name == "spectrum":
-        return SpectrumFeatures()
+        return FrameFeatures(SpectrumFeatures()) if is_clip(schema) else SpectrumFeatures()
+    if kind in OF_CLIPS:
+        return clip_extractor(name, learn, validation, schema, seed=seed, steps=steps)
     if kind == "codec" and place:
         return CodecFeatures(place)
+    if len(schema.size) == 1:
+        if name not in ("classifier", "pixels-pca"):
+            raise RecipeError(
+                f"extractor '{name}' does not take signals; use pixels-pca, spectrum or histogram"
+            )
+        return PixelFeatures(images_of(learn))
     if len(schema.size) < 3:
         return _of_images(name, learn, validation, schema, seed, steps)
+    if is_clip(schema):
+        frames = framed(learn), framed(validation), of_frames(schema)
+        return FrameFeatures(_of_images(name, *frames, seed, steps))
     inner = _of_images(name, sliced(learn), sliced(validation), of_slices(schema), seed, steps)
     return SliceFeatures(inner)
 
@@ -247,10 +266,10 @@ def principal_axes(rows: Array, width: int) -> tuple[Array, Array]:
     return mean, axes[: max(1, kept)].T
 
 
-def _small(images: Tensor) -> Array:
-    """Images as rows of numbers, area-averaged to at most 32 pixels a side."""
-    sides = (min(32, images.shape[-2]), min(32, images.shape[-1]))
-    return functional.adaptive_avg_pool2d(images, sides).flatten(1).double().numpy()
+def small_rows(images: Tensor) -> Array:
+    """Studies (b c *s) as rows of numbers (b d), area-averaged to at most `SIDES` pixels a side."""
+    sides = [min(SIDES[images.ndim - 2], side) for side in images.shape[2:]]
+    return area_resize(images, sides).flatten(1).double().numpy()
 
 
 def root_mean_square(features: Array) -> float:

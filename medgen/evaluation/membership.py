@@ -139,7 +139,8 @@ def loss_scores(
             part = side.batch.select(range(start, min(start + CHUNK, len(side)))).to(device)
             z = model.codec.encode(images_of(part))
             seeds = [derive(seed, "noise", draw) for draw in range(noises)]
-            losses = [model.loss(z, part.conditions(), Rng([s] * len(part))) for s in seeds]
+            asked = part.conditions(model.schema)
+            losses = [model.loss(z, asked, Rng([s] * len(part))) for s in seeds]
             columns.append(torch.stack(losses, dim=1).double().cpu().numpy())
         found.append(np.concatenate(columns))
     everyone = np.concatenate(found)

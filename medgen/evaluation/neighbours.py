@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional
 
 from medgen.evaluation.distribution import distances
+from medgen.evaluation.features import small_rows
 
 Array = NDArray[np.float64]
 CHUNK = 256
@@ -75,12 +75,11 @@ def nearest_distance(rows: Array, mirrored: Array, others: Array) -> Array:
 
 
 def pixel_rows(images: Tensor) -> Array:
-    """Images averaged to at most 32 pixels a side, without brightness and contrast, (b d).
+    """Small studies as rows without brightness and contrast, (b d).
 
     Distances between such rows are sqrt(2 - 2 correlation): blind to exposure and to fine noise.
     """
-    sides = (min(32, images.shape[-2]), min(32, images.shape[-1]))
-    rows = functional.adaptive_avg_pool2d(images, sides).flatten(1).double().numpy()
+    rows = small_rows(images)
     rows = rows - rows.mean(axis=1, keepdims=True)
     return rows / np.sqrt((rows**2).sum(axis=1, keepdims=True)).clip(min=1e-12)
 

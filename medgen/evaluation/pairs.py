@@ -20,6 +20,7 @@ from medgen.errors import DataError
 from medgen.evaluation.comparison import Comparison, Side
 from medgen.evaluation.feature_metric import DRAWS, Features, estimate_from
 from medgen.evaluation.features import images_of
+from medgen.evaluation.frames import is_clip
 from medgen.protocols import Dataset
 from medgen.registry import register
 from medgen.rng import derive
@@ -68,7 +69,7 @@ class _PairDiversity(ABC):
     A condition is the findings asked for; without findings any two studies pair. Conditions that
     both sides show, at most the 8 commonest, count alike. Neither end is good: far below the same
     among held-out real studies, the floor, a generator repeats itself; far above, it adds what real
-    studies lack.
+    studies lack. Of clips, frames pair.
     """
 
     needs = ""
@@ -88,6 +89,7 @@ class _PairDiversity(ABC):
         Raises:
             DataError: no condition has enough studies on both sides.
         """
+        comparison = comparison.frames if is_clip(comparison.schema) else comparison
         sides = comparison.synthetic, comparison.heldout
         same = comparison.schema.findings == comparison.synthetic_schema.findings
         conditions = [

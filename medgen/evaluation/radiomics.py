@@ -62,9 +62,11 @@ class Radiomics:
         """The distance of held-out real and synthetic studies, with its floor.
 
         Raises:
-            DataError: too few studies have a foreground.
+            DataError: too few studies have a foreground, or they are clips.
             MissingExtraError: the extra `radiomics` is not installed.
         """
+        if comparison.schema.time:
+            raise DataError("radiomics is of images and volumes; it makes no sense along time")
         masked = bool(comparison.schema.mask_classes and comparison.synthetic_schema.mask_classes)
         taught = comparison.taught
         sides = [taught.select(range(min(len(taught), self.count)))]

@@ -55,7 +55,8 @@ class RegisteredSearch:
     """Finds the training image that shows an image best, up to mirroring, crop, shift and exposure.
 
     Args:
-        train: training images (t c h w).
+        train: training images (t c h w); of volumes and clips (t c d h w) the mean of the middle
+            half along the first axis is looked at.
 
     Source: Lewis 1995, "Fast normalized cross-correlation", for windows over images.
     """
@@ -68,7 +69,7 @@ class RegisteredSearch:
 
     @torch.no_grad()
     def nearest(self, images: Tensor) -> Matches:
-        """The best match of every image (n c h w)."""
+        """The best match of every study, of the same kind as the training ones."""
         parts = [self._nearest(part) for part in images.split(CHUNK)]
         index, correlation, flipped = (
             torch.cat(column).numpy() for column in zip(*parts, strict=True)
@@ -108,9 +109,17 @@ class RegisteredSearch:
 
 def _details(images: Tensor) -> Tensor:
     """Gray images without the finest and the coarsest detail, (n 1 SIDE SIDE)."""
-    gray = _resampled(images.float().mean(dim=1, keepdim=True), SIDE)
+    gray = _resampled(_projected(images.float()).mean(dim=1, keepdim=True), SIDE)
     fine, coarse = _blur(FINEST), _blur(COARSEST)
     return fine @ gray @ fine.T - coarse @ gray @ coarse.T
+
+
+def _projected(studies: Tensor) -> Tensor:
+    """Images (n c h w) as they are, of volumes and clips the mean of the middle half (n c *h w)."""
+    if studies.ndim == 4:
+        return studies
+    length = studies.shape[2]
+    return studies[:, :, length // 4 : length - length // 4].mean(dim=2)
 
 
 def _resampled(images: Tensor, side: int) -> Tensor:

@@ -9,6 +9,7 @@ from typing import Any
 from medgen.augmentation.trial import plain
 from medgen.errors import DataError
 from medgen.evaluation.comparison import Comparison, Progress
+from medgen.evaluation.frames import is_clip
 from medgen.evaluation.privacy import Memorization
 from medgen.model import GenerativeModel
 from medgen.protocols import Dataset, Metric
@@ -26,6 +27,15 @@ NEEDS = {
     "label_agreement": "findings",
     "mask_agreement": "masks",
     "scalar_agreement": "scalars",
+    "stream": "clips",
+    "frechet_video": "clips",
+    "temporal_consistency": "clips",
+    "flicker": "clips",
+    "ef_agreement": "clips",
+    "timing_agreement": "clips",
+    "rhythm_agreement": "clips",
+    "ecg_intervals": "ecgs",
+    "limb_leads": "ecgs",
     "memorization": "",
     "membership": "",
 }
@@ -116,6 +126,10 @@ def _built(metric: str | Mapping[str, Any] | Metric) -> tuple[str, Any]:
 def _lacking(comparison: Comparison, metric: object) -> str:
     """What the studies lack for a metric, in words; empty if nothing."""
     needs = getattr(metric, "needs", "")
+    if needs == "clips" and not is_clip(comparison.schema):
+        return "the studies are no clips"
+    if needs == "ecgs" and not (comparison.schema.time and len(comparison.schema.size) == 1):
+        return "the studies are no ECGs"
     if needs == "findings" and not comparison.schema.findings:
         return "the studies carry no findings"
     if needs == "masks" and not comparison.schema.mask_classes:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -74,11 +72,16 @@ def rotate(
     return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
 
 
-def check_doors(spec: CondSpec, cond: Conditioning) -> None:
+def check_doors(spec: CondSpec, cond: Conditioning, size: Sequence[int] | None = None) -> None:
     """Refuse conditions that do not fit the doors a backbone was built with.
 
+    Args:
+        spec: what it was built for.
+        cond: what it is given.
+        size: of the latent, which a grid must have too; None is not checked.
+
     Raises:
-        ValueError: a door is missing, was not built, or has another width.
+        ValueError: a door is missing, was not built, or has another width or size.
     """
     given = {
         "vector": 0 if cond.vector is None else cond.vector.shape[-1],
@@ -92,6 +95,11 @@ def check_doors(spec: CondSpec, cond: Conditioning) -> None:
                 f"the backbone was built for a {door} condition of width {expected}, got {width}; "
                 "build it with the spec of the conditioner that encodes"
             )
+    if cond.grid is not None and size is not None and cond.grid.shape[2:] != torch.Size(size):
+        raise ValueError(
+            f"expected a grid condition of the latent's size {tuple(size)}, got "
+            f"{tuple(cond.grid.shape[2:])}"
+        )
 
 
 def modulate(
@@ -209,31 +217,6 @@ class KeyValues:
         return keys, values
 
 
-@dataclass(frozen=True)
-class Fold:
-    """Attention along one axis of a clip's tokens only, frame by frame or place by place.
-
-    Args:
-        frames: of the clip; tokens come frame by frame.
-        axis: "space" attends within every frame, "time" at every place over the frames.
-
-    Source: Bertasius et al. 2021, arXiv 2102.05095, sec. 3.3 (divided attention).
-    """
-
-    frames: int
-    axis: Literal["space", "time"]
-
-    def split(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b2 n2 d"]:
-        """Each line of tokens along the axis as a sample of its own."""
-        x = x.unflatten(1, (self.frames, -1))  # b t s d
-        return (x if self.axis == "space" else x.transpose(1, 2)).flatten(0, 1)
-
-    def join(self, x: Float[Tensor, "b2 n2 d"], batch: int) -> Float[Tensor, "b n d"]:
-        """The inverse of `split`."""
-        x = x.unflatten(0, (batch, -1))
-        return (x if self.axis == "space" else x.transpose(1, 2)).flatten(1, 2)
-
-
 class GELU(nn.Sequential):
     """A feed-forward layer with GELU in the middle, four times as wide.
 
@@ -288,7 +271,7 @@ class AdaLNZeroBlock(nn.Module):
     ) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)
-        self.attention = Attention(width, heads, qk_norm=modern, dropout=dropout)
+        self.attention: nn.Module = Attention(width, heads, qk_norm=modern, dropout=dropout)
         self.cross = None
         if context:
             self.cross = Attention(width, heads, context=context, dropout=dropout)
@@ -300,22 +283,19 @@ class AdaLNZeroBlock(nn.Module):
     def forward(
         self,
         x: Float[Tensor, "b n d"],
-        vector: Float[Tensor, "b d"],
+        vector: Float[Tensor, "b d"] | Float[Tensor, "b n d"],
         *,
         context: Tensor | None = None,
         mask: Tensor | None = None,
         rotary: tuple[Tensor, Tensor] | None = None,
         causal: bool = False,
         cache: KeyValues | None = None,
-        fold: Fold | None = None,
     ) -> Float[Tensor, "b n d"]:
-        """One block; `vector` is already activated."""
-        parts = self.modulation(vector)[:, None].chunk(6, dim=-1)
+        """One block; `vector` is already activated: one a sample (b d), or one a token (b n d)."""
+        parts = self.modulation(vector if vector.ndim == 3 else vector[:, None]).chunk(6, dim=-1)
         shift, scale, gate, shift_two, scale_two, gate_two = parts
         y = modulate(self.norm(x), shift, scale)
-        y = y if fold is None else fold.split(y)
-        y = self.attention(y, rotary=rotary, causal=causal, cache=cache)
-        x = x + gate * (y if fold is None else fold.join(y, len(x)))
+        x = x + gate * self.attention(y, rotary=rotary, causal=causal, cache=cache)
         if self.cross is not None:
             x = x + self.cross(self.norm(x), context=context, mask=mask)
         return x + gate_two * self.feed_forward(modulate(self.norm(x), shift_two, scale_two))

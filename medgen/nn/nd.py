@@ -7,8 +7,11 @@ from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
+
+CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+"""Convolutions by the number of spatial axes."""
 
 _ADAPTIVE_POOLS = {
     1: functional.adaptive_avg_pool1d,
@@ -58,6 +61,19 @@ def depth_to_space(x: Float[Tensor, "b cf *s2"], factor: Sequence[int]) -> Float
     pairs = [place for i in range(axes) for place in (2 + axes + i, 2 + i)]
     x = x.permute(0, 1, *pairs)  # b c s1 f1 s2 f2 ...
     return x.reshape(batch, -1, *[s * f for s, f in zip(coarse, factor, strict=True)])
+
+
+def latent_times(frames: int, latent_frames: int) -> list[float]:
+    """The middle of what each latent frame covers, in frames of the clip from its beginning.
+
+    Equal parts, or, where only that divides, the first frame alone and equal parts of the rest, as
+    causal video codecs have.
+    """
+    rest = latent_frames - 1
+    if frames % latent_frames and rest and (frames - 1) % rest == 0:
+        each = (frames - 1) / rest
+        return [0.5, *(1 + (k + 0.5) * each for k in range(rest))]
+    return [(k + 0.5) * frames / latent_frames for k in range(latent_frames)]
 
 
 def positions(size: Sequence[int]) -> Float[Tensor, "n axes"]:

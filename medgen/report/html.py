@@ -220,6 +220,7 @@ def _benefit(proof: Proof) -> dict[str, Any]:
         "tested": any(math.isfinite(c.p) for c in proof.comparisons),
         "test": provenance.studies(proof.test),
         "saw": provenance.studies(proof.generator_saw),
+        "threshold": wording.number(proof.threshold, 3) if math.isfinite(proof.threshold) else "",
         "settings": [
             (wording.plain(key).replace("_", " "), wording.plain(value))
             for key, value in proof.settings.items()

@@ -59,6 +59,7 @@ class Proof:
         generator_saw: studies and patients that the generator was trained on.
         test: studies and patients that every arm was tested on.
         warnings: what a reader must know before trusting it.
+        threshold: of segmentation, the score of the best threshold; NaN where there is none.
     """
 
     task: str
@@ -70,6 +71,7 @@ class Proof:
     generator_saw: Mapping[str, Any]
     test: Mapping[str, Any]
     warnings: tuple[str, ...] = ()
+    threshold: float = math.nan
 
 
 @dataclass(frozen=True)
@@ -226,6 +228,7 @@ def _read_proof(values: Mapping[str, Any]) -> Proof:
         generator_saw=values.get("generator_saw") or {},
         test=values.get("test") or {},
         warnings=tuple(str(text) for text in values.get("warnings") or ()),
+        threshold=_number(values.get("threshold")),
     )
 
 

@@ -16,6 +16,7 @@ from medgen.augmentation.verdict import (
     REAL,
     SYNTHETIC,
 )
+from medgen.report.clip_words import ASKED, CLIP_METRICS
 from medgen.report.results import Comparison, Proof
 from medgen.types import Estimate
 
@@ -108,6 +109,7 @@ METRICS: Mapping[str, tuple[str, str]] = {
         "Memorization",
         "share of synthetic studies suspiciously close to a training study",
     ),
+    **CLIP_METRICS,
 }
 PARTS: Mapping[str, str] = {
     "registered": "after alignment: crops, shifts, mirroring and exposure do not hide a copy",
@@ -125,7 +127,7 @@ SCORES: Mapping[str, str] = {
     "balanced_accuracy": "balanced accuracy",
 }
 PRIVACY_WORDS = ("memor", "nearest", "copy", "copies", "membership", "privacy", "duplicate")
-CONDITION_WORDS = ("agreement", "label", "mask", "condition", "scalar", "dice", "auroc")
+CONDITION_WORDS = ("agreement", "label", "mask", "condition", "scalar", "dice", "auroc", *ASKED)
 
 
 def family(name: str) -> str:

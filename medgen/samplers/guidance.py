@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -128,12 +129,14 @@ class ClassifierFreeZero:
 class Autoguidance:
     """weak + scale (conditional - weak): away from a worse version of the same model.
 
-    The weak model has the same conditions but less training or fewer weights, so its errors are
-    the model's own, larger. It needs no condition dropout. On few studies it pulls samples onto
-    the training set: audit memorization.
+    The weak model has less training or fewer weights, so its errors are the model's own, larger.
+    Asked under the same conditions, it sharpens what is drawn and needs no condition dropout;
+    asked under none, it also exaggerates the conditions, as classifier-free guidance does. On few
+    studies it pulls samples onto the training set: audit memorization.
 
     Args:
         scale: 1 is off.
+        weak_conditions: what the weak model is asked for: the "same", or "none".
 
     Raises:
         ValueError: a negative scale.
@@ -141,14 +144,17 @@ class Autoguidance:
     Source: Karras et al. 2024, arXiv 2406.02507.
     """
 
-    def __init__(self, scale: float = 1.5) -> None:
+    def __init__(
+        self, scale: float = 1.5, weak_conditions: Literal["same", "none"] = "same"
+    ) -> None:
         self.scale = _scale(scale)
-        self.needs: frozenset[str] = _CONDITIONAL if scale == 1 else _CONDITIONAL | {"weak"}
+        self.weak = "weak" if weak_conditions == "same" else "weak_null"
+        self.needs: frozenset[str] = _CONDITIONAL if scale == 1 else _CONDITIONAL | {self.weak}
 
     def combine(self, fields: Mapping[str, Field]) -> Field:
         """The guided field; one evaluation of each field."""
         needed = _take(fields, self.needs)
-        conditional, weak = needed["conditional"], needed.get("weak")
+        conditional, weak = needed["conditional"], needed.get(self.weak)
         if weak is None:
             return conditional
         return lambda z, t: _extrapolate(weak(z, t), conditional(z, t), self.scale)

@@ -109,9 +109,12 @@ def _about(model: GenerativeModel, plan: Plan, filters: Filters | None) -> dict[
     from medgen import __version__
 
     device = next(model.backbone.parameters()).device
-    parts = {} if filters is None else {"filters": filters.about()}
+    parts: dict[str, Any] = {} if filters is None else {"filters": filters.about()}
     if model.weak is not None:
         parts["weak"] = model.weak.source
+    decoding = model.decoding()
+    if decoding is not None and decoding.cuts:
+        parts["memory"] = decoding.budget
     return parts | {
         "checkpoint": model.source,
         "plan": plan.digest,
@@ -216,9 +219,9 @@ def _draw(
             if reasons[place]:
                 rejected.append({"index": index, "seed": seeds[place], "reason": reasons[place]})
             else:
-                assert drawn.image is not None
+                one = drawn.select([place])
                 records[index] = record_sample(
-                    model, plan, out, index, image=drawn.image[place], seed=seeds[place]
+                    model, plan, out, index, drawn=one, seed=seeds[place]
                 )
         if len(records) == len(places):
             break

@@ -113,10 +113,7 @@ class _Pass:
         if reason:
             self._reject(index, seed, reason)
             return None
-        assert chosen.image is not None
-        return record_sample(
-            self.model, self.plan, self.fresh, index, image=chosen.image[0], seed=seed
-        )
+        return record_sample(self.model, self.plan, self.fresh, index, drawn=chosen, seed=seed)
 
     def _reject(self, index: int, seed: int, reason: str) -> None:
         self.rejected.append({"index": index, "seed": seed, "reason": reason})

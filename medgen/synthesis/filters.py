@@ -91,7 +91,13 @@ class Copies(CalibratedFilter):
     reason = "copy of a training study"
 
     def learn(self, train: Batch, validation: Batch, schema: Schema) -> None:
-        """Keep the training studies."""
+        """Keep the training studies.
+
+        Raises:
+            DataError: they are signals.
+        """
+        if len(schema.size) == 1:
+            raise DataError("the filter 'copies' looks at images; of signals use 'duplicates'")
         self.search = RegisteredSearch(images_of(train))
 
     def scores(self, batch: Batch) -> Array:
@@ -260,6 +266,35 @@ class Masks(_Judged):
         known = np.isfinite(each)
         total = np.where(known, each, 0).sum(axis=1)
         return np.where(known.any(axis=1), total / known.sum(axis=1).clip(min=1), np.nan)
+
+
+@register("filter", "scalars")
+class Scalars(_Judged):
+    """Rejects samples in which a regressor reads another scalar than was asked for.
+
+    Errors are in standard deviations of the training studies' scalars; the largest one counts.
+
+    Args:
+        share: of real validation studies that it would reject.
+        steps: optimiser steps of the regressor.
+    """
+
+    reason = "scalar not followed"
+    task_name = "regression"
+
+    def learn(self, train: Batch, validation: Batch, schema: Schema) -> None:
+        """Train the network, and keep how widely the scalars spread."""
+        super().learn(train, validation, schema)
+        truth = self.judge.task.targets(train).double().numpy()
+        self.spread = np.nanstd(truth, axis=0).clip(min=1e-12)
+
+    def scores(self, batch: Batch) -> Array:
+        """Minus the largest error, (b,); NaN where no scalar was asked for."""
+        truth = self.judge.task.targets(batch)
+        asked = truth.double().numpy()
+        wrong = np.abs(self.judge.scores(images_of(batch), truth) - asked) / self.spread
+        known = np.isfinite(asked).any(axis=1)
+        return np.where(known, -np.where(np.isfinite(wrong), wrong, 0).max(axis=1), np.nan)
 
 
 @dataclass(frozen=True)

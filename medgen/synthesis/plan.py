@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -13,13 +13,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from medgen.data.files import read_mask
 from medgen.data.splits import load
-from medgen.data.volumes import read_volume
 from medgen.errors import DataError, did_you_mean
 from medgen.model import GenerativeModel
 from medgen.protocols import Dataset
 from medgen.rng import derive
+from medgen.synthesis.contract import Geometry, asked_spacing, geometry_of, tilt_of
+from medgen.synthesis.masks import read_masks
 from medgen.types import Batch, Schema
 
 
@@ -53,7 +53,9 @@ class Plan:
 
 
 def describe(dataset: Dataset, conditions: Batch) -> dict[str, Any]:
-    """Statistics of training studies that later plans draw from: label rows and scalar quantiles.
+    """Statistics of training studies that later plans draw from or are held against.
+
+    Label rows, quantiles of scalars, and the geometry.
 
     Args:
         dataset: the training studies.
@@ -62,8 +64,9 @@ def describe(dataset: Dataset, conditions: Batch) -> dict[str, Any]:
     found: dict[str, Any] = {
         "studies": len(dataset),
         "patients": len({study.patient for study in dataset.studies}),
+        **geometry_of(dataset.schema, conditions),
     }
-    if conditions.label is not None:
+    if conditions.label is not None and dataset.schema.findings:
         known = conditions.label[(conditions.label >= 0).all(dim=1)]
         rows, counts = torch.unique(known, dim=0, return_counts=True)
         found["labels"] = {"rows": rows.tolist(), "counts": counts.tolist()}
@@ -82,11 +85,39 @@ def plan(
     count: int,
     labels: str | Mapping[str, float] = "balanced",
     masks: Tensor | None = None,
+    spacing: Sequence[float] | None = None,
+    field_of_view: Sequence[float] | None = None,
     seed: int = 0,
 ) -> Plan:
-    """A plan of `count` samples of a trained model; see `make_plan`."""
-    statistics = model.statistics
-    return make_plan(model.drawn, statistics, count=count, labels=labels, masks=masks, seed=seed)
+    """A plan of `count` samples of a trained model; see `make_plan`.
+
+    Args:
+        model: trained.
+        count: number of samples.
+        labels: see `make_plan`.
+        masks: see `make_plan`.
+        spacing: mm along each axis to ask for; None takes those of the training studies.
+        field_of_view: the same as mm that a whole study covers along each axis.
+        seed: see `make_plan`.
+
+    Raises:
+        DataError: as `make_plan`; or spacing or field of view lie outside the trained range.
+    """
+    geometry = Geometry.of(model.schema, model.statistics)
+    rows = asked_spacing(geometry, spacing=spacing, field_of_view=field_of_view)
+    if "spacing" not in model.conditioner.reads:
+        rows = None
+    elif rows is None and geometry is not None:
+        rows = torch.tensor(geometry.spacings)
+    return make_plan(
+        model.drawn,
+        model.statistics,
+        count=count,
+        labels=labels,
+        masks=masks,
+        spacings=rows,
+        seed=seed,
+    )
 
 
 def make_plan(
@@ -96,6 +127,7 @@ def make_plan(
     count: int,
     labels: str | Mapping[str, float] = "balanced",
     masks: Tensor | None = None,
+    spacings: Tensor | None = None,
     seed: int = 0,
 ) -> Plan:
     """A plan of `count` samples.
@@ -107,6 +139,7 @@ def make_plan(
         labels: "balanced" (every finding, and none, as often as any other), "prevalence" (as in the
             training studies), or finding -> prevalence.
         masks: (m *s) masks to ask for, drawn evenly; None asks for no mask.
+        spacings: (m axes) spacings to ask for, in mm, drawn evenly; None asks for none.
         seed: everything random in the plan, and every sample's seed, derives from it.
 
     Raises:
@@ -117,6 +150,7 @@ def make_plan(
         label=_labels(schema, statistics, labels, count, rng),
         scalar=_scalars(schema, statistics, count, rng),
         mask=None if masks is None else masks[_even(len(masks), count, rng)],
+        spacing=None if spacings is None else spacings[_even(len(spacings), count, rng)],
     )
     return Plan(conditions, tuple(derive(seed, index) for index in range(count)))
 
@@ -124,25 +158,45 @@ def make_plan(
 def plan_like(model: GenerativeModel, dataset: Dataset, *, count: int, seed: int = 0) -> Plan:
     """A plan that asks a model for the conditions of real studies, each about equally often.
 
-    Label, scalars and mask of one study stay together, so what is asked for is possible.
+    Label, scalars, mask, ECG and first frame of one study stay together, so what is asked for is
+    possible; the plan knows which study they are of.
+
+    Raises:
+        DataError: a study has a geometry that the model was not trained on.
     """
     rng = np.random.default_rng(derive(seed, "plan"))
     chosen = _even(len(dataset), count, rng).tolist()
     kept = sorted(set(chosen))
-    source = load(dataset, kept).conditions()
+    source = load(dataset, kept).conditions(dataset.schema)
+    geometry = Geometry.of(model.schema, model.statistics)
+    if geometry is not None and source.spacing is not None:
+        geometry.require(source.spacing, "studies to draw like: ")
+    if geometry is not None and source.affine is not None:
+        geometry.require_tilt(tilt_of(source.affine), "studies to draw like: ")
     rows = source.select([kept.index(index) for index in chosen])
     asked = {name: getattr(rows, name) for name in model.conditioner.reads}
-    return Plan(Batch(**asked), tuple(derive(seed, index) for index in range(count)))
+    conditions = Batch(**asked, provenance=rows.provenance)
+    return Plan(conditions, tuple(derive(seed, index) for index in range(count)))
 
 
-def plan_from_table(schema: Schema, table: Path, *, seed: int = 0) -> Plan:
+def plan_from_table(
+    schema: Schema, table: Path, *, geometry: Geometry | None = None, seed: int = 0
+) -> Plan:
     """A plan from a CSV file: one sample a row.
 
     Columns: the findings (0, 1, blank for unknown) or `finding` if they are exclusive, the scalars,
-    `mask` (a file beside the table), `seed`. All may be absent; others are errors.
+    `mask` (a file beside the table), `spacing` (mm along each axis, such as "1 1 2.5"), `seed`. All
+    may be absent; others are errors.
+
+    Args:
+        schema: what can be asked for.
+        table: the file.
+        geometry: of the training studies, against which spacings and masks are held.
+        seed: of the samples without one.
 
     Raises:
-        DataError: an unknown column or value, or an unreadable mask.
+        DataError: an unknown column or value, an unreadable mask, or a geometry that the model was
+            not trained on.
     """
     try:
         with table.open(newline="", encoding="utf-8-sig") as file:
@@ -151,57 +205,26 @@ def plan_from_table(schema: Schema, table: Path, *, seed: int = 0) -> Plan:
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{table}: cannot be read: {error}") from error
     findings = ["finding"] if schema.exclusive else list(schema.findings)
-    known = [*findings, *schema.scalars, "mask", "seed"]
+    known = [*findings, *schema.scalars, "mask", "spacing", "seed"]
     for column in columns:
         if column not in known:
             raise DataError(f"{table}: unknown column '{column}'. {did_you_mean(column, known)}")
     if not rows:
         raise DataError(f"{table}: holds no rows; write one row a sample")
-    label = scalar = mask = None
+    label = scalar = mask = spacing = None
     if any(column in findings for column in columns):
         label = torch.tensor([_label_row(schema, row, table, i) for i, row in enumerate(rows)])
     if any(column in schema.scalars for column in columns):
         scalar = torch.tensor([_scalar_row(schema, row, table, i) for i, row in enumerate(rows)])
     if "mask" in columns:
-        mask = read_masks([table.parent / row["mask"] for row in rows], schema)
+        mask = read_masks([table.parent / row["mask"] for row in rows], schema, geometry)
+    if "spacing" in columns:
+        asked = [_spacing_row(row, table, i) for i, row in enumerate(rows)]
+        each = [asked_spacing(geometry, spacing=row) for row in asked]
+        spacing = torch.cat([row for row in each if row is not None])
     seeds = [int(row["seed"]) if row.get("seed") else derive(seed, i) for i, row in enumerate(rows)]
-    return Plan(Batch(label=label, scalar=scalar, mask=mask), tuple(seeds))
-
-
-def mask_folder(folder: Path, schema: Schema) -> Tensor:
-    """Every mask of a folder, PNG files or NIfTI files of volumes, in the order of names.
-
-    Raises:
-        DataError: the model takes no masks, the folder holds none, or one does not fit.
-    """
-    if not schema.mask_classes:
-        raise DataError("this model was trained without masks; leave --masks out")
-    pattern = "*.png" if len(schema.size) == 2 else "*.nii*"
-    return read_masks(sorted(folder.glob(pattern)), schema)
-
-
-def read_masks(files: list[Path], schema: Schema) -> Tensor:
-    """Masks as (m *s) integer classes, resized to the schema's size.
-
-    Raises:
-        DataError: no files, or one with a class that the schema does not have.
-    """
-    if not files:
-        raise DataError("expected at least one mask file, found none")
-    classes = max(len(schema.mask_classes), 1)
-    masks = []
-    for file in files:
-        stored = read_mask(file) if len(schema.size) == 2 else read_volume(file).voxels
-        values = torch.from_numpy(stored.astype(np.int64))
-        if classes == 2 and set(values.unique().tolist()) <= {0, 255}:
-            values = values.clamp(max=1)
-        if values.max() >= classes:
-            raise DataError(f"{file}: holds class {int(values.max())}; known: 0 to {classes - 1}")
-        resized = torch.nn.functional.interpolate(
-            values[None, None].double(), size=schema.size, mode="nearest-exact"
-        )
-        masks.append(resized[0, 0].long())
-    return torch.stack(masks)
+    conditions = Batch(label=label, scalar=scalar, mask=mask, spacing=spacing)
+    return Plan(conditions, tuple(seeds))
 
 
 def _even(available: int, count: int, rng: np.random.Generator) -> Tensor:
@@ -269,6 +292,17 @@ def _scalars(
             np.full(count, np.nan) if grid is None else np.interp(shares, grid, quantiles)
         )
     return torch.from_numpy(np.stack(columns, axis=1)).float()
+
+
+def _spacing_row(row: Mapping[str, str], table: Path, index: int) -> list[float]:
+    text = row.get("spacing") or ""
+    try:
+        return [float(part) for part in text.split()]
+    except ValueError:
+        raise DataError(
+            f"{table}: row {index + 2}: 'spacing' is '{text}'; expected mm along each axis, such "
+            "as 1 1 2.5"
+        ) from None
 
 
 def _label_row(schema: Schema, row: Mapping[str, str], table: Path, index: int) -> list[int]:

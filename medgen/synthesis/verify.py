@@ -18,9 +18,10 @@ from medgen.model import GenerativeModel
 from medgen.rng import derive
 from medgen.synthesis.chain import broken_links
 from medgen.synthesis.export import write_sample
-from medgen.synthesis.plan import Plan, read_masks
+from medgen.synthesis.masks import read_masks
+from medgen.synthesis.plan import Plan
 from medgen.synthesis.unit import draw_unit
-from medgen.types import Batch, Schema
+from medgen.types import Batch
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,8 @@ def verify(
         for part, got in (("checkpoint", model.source), ("weak model", weak)):
             if got != drew[part]:
                 raise DataError(f"{folder}: was drawn by {part} {drew[part]}, got {got}")
+        if "memory" in about:  # cut into other slabs, a sample is rounded otherwise
+            model.codec.memory = about["memory"]
         chosen = np.random.default_rng(derive(seed, "verify")).permutation(len(records))[:count]
         redrawn = len(chosen)
         problems += _drawn_differently(folder, model, records, about, sorted(chosen.tolist()))
@@ -118,7 +121,7 @@ def _drawn_differently(
     chosen: list[int],
 ) -> Iterable[str]:
     size = about["micro_batch"]
-    plan = _plan(folder, records, model.drawn)
+    plan = _plan(folder, records, model)
     units: dict[int, list[int]] = {}
     for row, record in enumerate(records):
         units.setdefault(record["index"] // size, []).append(row)
@@ -129,22 +132,31 @@ def _drawn_differently(
         places = {records[row]["index"] % size: row for row in rows}
         filled = [places.get(place, rows[0]) for place in range(max(places) + 1)]
         seeds = [plan.seeds[row] for row in filled]
-        images = draw_unit(model, plan.conditions.select(filled), seeds).image
-        assert images is not None
+        drawn = draw_unit(model, plan.conditions.select(filled), seeds)
         for place, row in places.items():
             if row not in chosen:
                 continue
-            mask = None if plan.conditions.mask is None else plan.conditions.mask[row]
             with tempfile.TemporaryDirectory() as scratch:
-                files = write_sample(Path(scratch), "again", images[place], mask, model.drawn)
+                files = write_sample(Path(scratch), "again", drawn.select([place]), model.drawn)
             if files["image"]["sha256"] != records[row]["files"]["image"]["sha256"]:
                 yield f"{records[row]['id']}: drawn again from its seed, it is another image"
 
 
-def _plan(folder: Path, records: list[dict[str, Any]], schema: Schema) -> Plan:
-    """The plan that a manifest tells of."""
+def _plan(folder: Path, records: list[dict[str, Any]], model: GenerativeModel) -> Plan:
+    """The plan that a manifest tells of.
+
+    Raises:
+        DataError: it asked for ECGs or first frames, which a dataset does not hold.
+    """
+    schema = model.drawn
     asked = [record["condition"] for record in records]
-    label = scalar = mask = None
+    masks_asked = not model.schema.mask_channels or any("mask" in a for a in asked)
+    if any(name in a for a in asked for name in ("ecg", "frame")):
+        raise DataError(
+            f"{folder}: its samples were asked for with ECGs or first frames of other clips, which "
+            "it does not hold, so none can be drawn again; verify its files alone, without a model"
+        )
+    label = scalar = mask = spacing = None
     if schema.exclusive and any("finding" in a for a in asked):
         rows = [
             [int(a["finding"] == name) if a["finding"] else -1 for name in schema.findings]
@@ -156,7 +168,9 @@ def _plan(folder: Path, records: list[dict[str, Any]], schema: Schema) -> Plan:
     if any("scalars" in a for a in asked):
         nan = float("nan")
         scalar = torch.tensor([[a["scalars"].get(n, nan) for n in schema.scalars] for a in asked])
-    if any("mask" in record["files"] for record in records):
+    if any("spacing" in a for a in asked):
+        spacing = torch.tensor([a["spacing"] for a in asked])
+    if masks_asked and any("mask" in record["files"] for record in records):
         mask = read_masks([folder / r["files"]["mask"]["path"] for r in records], schema)
     seeds = tuple(record["seed"] for record in records)
-    return Plan(Batch(label=label, scalar=scalar, mask=mask), seeds)
+    return Plan(Batch(label=label, scalar=scalar, mask=mask, spacing=spacing), seeds)

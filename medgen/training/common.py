@@ -144,6 +144,8 @@ def check_settings(settings: TrainSettings) -> None:
         for name in ("lr", "clip", "micro_batch")
         if (value := getattr(settings, name)) is not None and not value > 0
     ]
+    if settings.freeze and settings.init_from is None:
+        problems.append("train.freeze: there is nothing to freeze; name a model in train.init_from")
     if problems:
         raise RecipeError(problems)
 

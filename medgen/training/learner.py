@@ -54,7 +54,8 @@ class TrainingData:
     Args:
         latents: of the codec.
         conditions: the studies' conditions, one a latent.
-        flipped: latents of the mirrored images, for `train.flip`; masks are mirrored here.
+        flipped: latents of the mirrored images, for `train.flip`; masks and first frames are
+            mirrored here.
     """
 
     latents: Latents
@@ -74,9 +75,10 @@ class TrainingData:
             raise ValueError("expected latents of the mirrored images")
         z, conditions = self.take(chosen)
         z = torch.where(_like(flip, z), self.flipped[chosen], z)
-        if (mask := conditions.mask) is not None:
-            mirrored = torch.where(_like(flip, mask), mask.flip(-1), mask)
-            conditions = replace(conditions, mask=mirrored)
+        for name in ("mask", "frame"):
+            if (values := getattr(conditions, name)) is not None:
+                mirrored = torch.where(_like(flip, values), values.flip(-1), values)
+                conditions = replace(conditions, **{name: mirrored})
         return z, conditions
 
 
