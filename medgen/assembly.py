@@ -25,6 +25,7 @@ from medgen.checkpoint import (
     write_weights,
 )
 from medgen.conditioners.joint import JointConditioner
+from medgen.data.joint import Joint
 from medgen.disk import write_bytes
 from medgen.document import Document, dump_yaml
 from medgen.errors import CheckpointError, DataError, OutputError, RecipeError
@@ -59,7 +60,13 @@ def build_dataset(section: dict[str, Any], root: Path | None) -> Dataset:
             )
         if not root.is_dir():
             raise DataError(f"{root}: there is no such folder of studies")
-    return registry.build("data", section["type"], _arguments(section), root=root)
+    settings = {k: v for k, v in _arguments(section).items() if k != "joint"}
+    return registry.build("data", section["type"], settings, root=root)
+
+
+def taught(dataset: Dataset, section: dict[str, Any]) -> Dataset:
+    """What a generator learns of a dataset: with `joint`, images that carry their masks."""
+    return Joint(dataset) if section.get("joint") else dataset
 
 
 def build_codec(section: dict[str, Any], schema: Schema) -> Codec:

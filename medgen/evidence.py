@@ -17,8 +17,7 @@ from medgen.data.synthetic import SyntheticDataset
 from medgen.disk import write_bytes
 from medgen.protocols import Dataset
 from medgen.recipe import Recipe
-from medgen.report.pictures import planes
-from medgen.report.traces import traces
+from medgen.report.pictures import flat
 from medgen.rng import derive
 from medgen.synthesis.export import condition_of
 from medgen.types import Progress, Schema
@@ -211,7 +210,7 @@ def _gallery(out: Path, train: Subset) -> Any:
     """Real beside synthetic studies, and synthetic beside their nearest real ones."""
     from medgen.report.gallery import Gallery
 
-    synthetic = SyntheticDataset(out / SYNTHETIC)
+    synthetic, time = SyntheticDataset(out / SYNTHETIC), train.schema.time
     order = np.random.default_rng(derive("gallery")).permutation(len(train)).tolist()
     order, asked_real = order[:SHOWN], order[SHOWN:][:ASKED]
     places = np.linspace(0, len(synthetic) - 1, min(SHOWN, len(synthetic))).astype(int).tolist()
@@ -224,15 +223,15 @@ def _gallery(out: Path, train: Subset) -> Any:
     distance = torch.cdist(drawn.flatten(1), everything.flatten(1)) / drawn[0].numel() ** 0.5
     nearest = distance.argmin(dim=1)
     return Gallery(
-        real=_pixels(everything[order]),
-        synthetic=_pixels(drawn),
-        nearest=_pixels(everything[nearest]),
+        real=_pixels(everything[order], time),
+        synthetic=_pixels(drawn, time),
+        nearest=_pixels(everything[nearest], time),
         real_captions=_captions(train, order),
         synthetic_captions=_captions(synthetic, places),
         nearest_captions=[f"RMS distance {value:.3f}" for value in distance.amin(dim=1)],
         studies=_suspects(out, train, everything),
-        quiz_real=_pixels(everything[asked_real]),
-        quiz_synthetic=_pixels(_images(synthetic, asked)),
+        quiz_real=_pixels(everything[asked_real], time),
+        quiz_synthetic=_pixels(_images(synthetic, asked), time),
     )
 
 
@@ -249,13 +248,12 @@ def _suspects(out: Path, train: Subset, images: Tensor) -> dict[str, np.ndarray]
     pairs = json.loads((out / EVALUATION).read_text()).get("pairs", [])
     wanted = {pair["real"] for pair in pairs}
     found = {study.id: i for i, study in enumerate(train.studies) if study.id in wanted}
-    return {name: _pixels(images[i : i + 1])[0] for name, i in found.items()}
+    time = train.schema.time
+    return {name: _pixels(images[i : i + 1], time)[0] for name, i in found.items()}
 
 
-def _pixels(images: Tensor) -> np.ndarray:
-    if images.ndim == 3:
-        images = traces(images)
-    images = planes(images)[0] if images.ndim == 5 else images
+def _pixels(images: Tensor, time: bool) -> np.ndarray:
+    images = flat(images, time=time)[0]
     gray = images.mean(dim=1) if images.shape[1] != 3 else images.movedim(1, -1)
     return ((gray.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).numpy()
 

@@ -8,13 +8,16 @@ from functools import partial
 from typing import Any
 
 import torch
+from jaxtyping import Bool
 from torch import Tensor, nn
 
 from medgen.codecs.autoencoder import Autoencoder
 from medgen.codecs.memory import Plan
 from medgen.conditioners.joint import JointConditioner
+from medgen.nn.masks import classes_of_channels
 from medgen.protocols import Backbone, Codec, Guidance, Objective, Sampler
 from medgen.rng import Rng
+from medgen.samplers.replacement import Given, replacing
 from medgen.types import Batch, Field, Provenance, Schema
 
 DROPOUT = 0.1
@@ -64,6 +67,8 @@ class GenerativeModel(nn.Module):
         self.objective = objective
         self.sampler = sampler
         self.guidance = guidance
+        if schema.mask_channels and "mask" in conditioner.reads:
+            raise ValueError("masks are drawn with the images, so they cannot be a condition too")
         names = conditioner.names
         shares = dropout if isinstance(dropout, Mapping) else dict.fromkeys(names, dropout)
         self.dropout = torch.tensor([shares.get(name, DROPOUT) for name in names])
@@ -76,15 +81,17 @@ class GenerativeModel(nn.Module):
     @property
     def drawn(self) -> Schema:
         """What its samples hold: of the training schema, only what it can be asked for."""
-        reads = self.conditioner.reads
+        reads, joint = self.conditioner.reads, self.schema.mask_channels
         return replace(
             self.schema,
             findings=self.schema.findings if "label" in reads else (),
             scalars=self.schema.scalars if "scalar" in reads else (),
-            mask_classes=self.schema.mask_classes if "mask" in reads else (),
+            mask_classes=self.schema.mask_classes if "mask" in reads or joint else (),
             text=self.schema.text and "text" in reads,
-            leads=self.schema.leads if "ecg" in reads else (),
+            leads=self.schema.leads if "ecg" in reads or len(self.schema.size) == 1 else (),
             ecg_rate=self.schema.ecg_rate if "ecg" in reads else 0.0,
+            channels=self.schema.channels - joint,
+            mask_channels=0,
         )
 
     @property
@@ -102,7 +109,7 @@ class GenerativeModel(nn.Module):
         """Loss of every sample, (b,), from latents and their conditions.
 
         Args:
-            z: latents of the codec, (b c *s).
+            z: latents of the codec, (b c *s), or its tokens (b *s).
             conditions: the studies' conditions, on the device of `z`.
             rng: one generator a sample; times, noise and dropped conditions are drawn from it.
         """
@@ -111,35 +118,56 @@ class GenerativeModel(nn.Module):
         return self.objective.loss(partial(self.backbone, cond=cond), z, rng)
 
     @torch.no_grad()
-    def sample(self, conditions: Batch, seeds: list[int]) -> Batch:
+    def sample(
+        self,
+        conditions: Batch,
+        seeds: list[int],
+        *,
+        known: Batch | None = None,
+        region: Bool[Tensor, "b *s"] | None = None,
+    ) -> Batch:
         """Draw one study for every condition, on the device of the model.
 
-        Sample i depends on the weights, condition i, seed i and its place i modulo `micro_batch`
-        alone: short batches are padded, so no sample depends on what is drawn beside it.
+        Sample i depends on the weights, condition i, seed i, what is known of it, and its place i
+        modulo `micro_batch` alone: short batches are padded, so no sample depends on what is drawn
+        beside it.
 
         Args:
-            conditions: what is asked for; images are ignored.
+            conditions: what is asked for; images are ignored. The mask, if images are drawn with
+                masks, is taken as known. Without any field nothing is asked for.
             seeds: one a condition.
+            known: image or mask, or both, that the samples shall have.
+            region: where `known` holds; None is everywhere. Elsewhere it is drawn.
 
         Raises:
-            ValueError: there are not as many seeds as conditions.
+            ValueError: there are not as many seeds as conditions, or what is known does not fit.
         """
+        if not len(conditions):
+            nothing = Provenance(id="", synthetic=True, source=self.source)
+            conditions = Batch(provenance=(nothing,) * len(seeds))
         if len(conditions) != len(seeds):
             raise ValueError(f"got {len(seeds)} seeds for {len(conditions)} conditions")
+        given = Given.of(self.schema, conditions, known, region)
         was_training = self.training
         self.eval()
         images = []
         for start in range(0, len(seeds), self.micro_batch):
             places = range(start, min(start + self.micro_batch, len(seeds)))
             padded = list(places) + [places[-1]] * (self.micro_batch - len(places))
-            drawn = self._draw(conditions.select(padded), [seeds[i] for i in padded])
+            here = None if given is None else given.select(padded)
+            drawn = self._draw(conditions.select(padded), [seeds[i] for i in padded], here)
             images.append(drawn[: len(places)].float().cpu())
         self.train(was_training)
         provenance = tuple(
             Provenance(id=f"{seed:016x}", synthetic=True, source=self.source, seed=seed)
             for seed in seeds
         )
-        return replace(conditions, image=torch.cat(images), provenance=provenance)
+        image = torch.cat(images)
+        if self.schema.mask_channels:
+            mask = classes_of_channels(image[:, self.drawn.channels :])
+            conditions = replace(conditions, mask=mask)
+            image = image[:, : self.drawn.channels]
+        return replace(conditions, image=image, provenance=provenance)
 
     def guided(self, conditions: Batch) -> Field:
         """What a sampler follows under these conditions, guidance and all.
@@ -160,12 +188,17 @@ class GenerativeModel(nn.Module):
             fields["weak_null" if null else "weak"] = self.weak._field(conditions, null=null)
         return self.guidance.combine(fields)
 
-    def _draw(self, conditions: Batch, seeds: list[int]) -> Tensor:
+    def _draw(self, conditions: Batch, seeds: list[int], given: Given | None) -> Tensor:
         rng = Rng(seeds)
         device = next(self.backbone.parameters()).device
         field = self.guided(conditions.to(device))
         start = self.objective.prior(self.codec.latent, rng).to(device)
-        return self.codec.decode(self.sampler.sample(field, start, rng)).clamp(-1, 1)
+        if given is None:
+            return self.codec.decode(self.sampler.sample(field, start, rng)).clamp(-1, 1)
+        image, known = given.image.to(device), given.known.to(device)
+        field = replacing(field, self.codec.encode(image), given.covered(self.codec).to(device))
+        z = self.sampler.sample(field, start, rng)
+        return image.where(known, self.codec.decode(z).clamp(-1, 1))
 
     def _field(self, conditions: Batch, *, null: bool = False) -> Field:
         cond = (

@@ -25,6 +25,7 @@ from medgen.assembly import (
     load_codec,
     start_codec_from,
     start_from,
+    taught,
     train_settings,
 )
 from medgen.checkpoint import (
@@ -107,9 +108,14 @@ class Run:
         check_leakage(dataset.studies)
         return dataset
 
+    @cached_property
+    def taught(self) -> Dataset:
+        """The dataset as a generator learns it."""
+        return taught(self.studies, self.recipe.sections["data"])
+
     def split(self, name: str) -> Subset:
-        """The studies of a split; there must be some."""
-        part = by_split(self.studies, name)
+        """The studies of a split as a generator learns them; there must be some."""
+        part = by_split(self.taught, name)
         if not len(part):
             raise DataError(f"no study is in split '{name}'; medgen needs all three splits")
         return part
@@ -117,7 +123,7 @@ class Run:
     def describe(self) -> str:
         """What a run would do, without doing it."""
         counts = {name: len(self.split(name)) for name in ("train", "validation", "test")}
-        schema = self.studies.schema
+        schema = self.taught.schema
         lines = [
             f"recipe    {self.recipe.name} ({self.recipe.digest[:19]})",
             f"studies   {', '.join(f'{count} {name}' for name, count in counts.items())}",
@@ -213,7 +219,7 @@ class Run:
 
     def _fresh_codec(self) -> Codec:
         with _seeded(self.recipe, "codec"):
-            return build_codec(self.recipe.sections["codec"], self.studies.schema)
+            return build_codec(self.recipe.sections["codec"], self.taught.schema)
 
     def _train_codec(self, folder: Path) -> Codec:
         """The trained codec of the recipe, from `folder` if it was trained before."""
@@ -238,7 +244,7 @@ class Run:
             settings,
             folder,
             losses=CodecLosses(**section.get("losses", {})),
-            metadata=checkpoint_metadata("codec", self.recipe, self.studies.schema, {}),
+            metadata=checkpoint_metadata("codec", self.recipe, self.taught.schema, {}),
             identity=digest({key: self.recipe.sections[key] for key in ("data", "codec")}) + start,
             device=self.device,
             progress=self.shows_progress,
@@ -293,10 +299,10 @@ class Run:
         """
         metadata = read_metadata(checkpoint)
         schema = Schema.from_dict(json.loads(metadata["schema"]))
-        if schema != self.studies.schema:
+        if schema != self.taught.schema:
             raise DataError(
                 f"{checkpoint}: was trained on studies of another schema: {schema}, these are "
-                f"{self.studies.schema}; choose the same `data`, or train a generator on these"
+                f"{self.taught.schema}; choose the same `data`, or train a generator on these"
             )
         self.say(f"Taking the generator of {checkpoint}")
         saw, train = json.loads(metadata["statistics"]), self.split("train")
@@ -324,7 +330,7 @@ class Run:
         if (folder / WEIGHTS).is_file():
             return
         with _seeded(recipe, "generator"):
-            model = build_model(recipe.sections, self.studies.schema, codec)
+            model = build_model(recipe.sections, self.taught.schema, codec)
         if model.guided_by_weak:  # there may be none yet: previews go unguided
             model.guidance = NoGuidance()
         model.conditioner.fit(data[0].conditions)
@@ -339,7 +345,7 @@ class Run:
             settings,
             folder,
             metadata=checkpoint_metadata(
-                "generator", recipe, self.studies.schema, statistics, start=start
+                "generator", recipe, self.taught.schema, statistics, start=start
             ),
             identity=recipe.digest + start,
             preview=partial(_preview, self.split("validation"), folder / "samples"),
@@ -373,7 +379,7 @@ def _preview(like: Subset, folder: Path, model: GenerativeModel, images: int) ->
     asked = plan_like(model, like, count=model.micro_batch)
     drawn = model.sample(asked.conditions, list(asked.seeds))
     assert drawn.image is not None
-    contact_sheet(drawn.image, path=folder / f"{images:09d}.png")
+    contact_sheet(drawn.image, path=folder / f"{images:09d}.png", time=model.schema.time)
 
 
 @contextmanager

@@ -59,6 +59,7 @@ class Checker:
             value = given.get(section, DEFAULTS.get(section))
             complete[section] = self.section(section, value)
         self._same_domain()
+        self._masks_once(complete)
         return complete
 
     def section(self, section: str, value: Any) -> Any:
@@ -137,6 +138,10 @@ class Checker:
             from medgen.codecs.losses import CodecLosses
 
             extra["losses"] = self._settings(CodecLosses, value.pop("losses"), (*path, "losses"))
+        if kind == "data" and "joint" in value:
+            extra["joint"] = value.pop("joint")
+            if not isinstance(extra["joint"], bool):
+                self.problem((*path, "joint"), f"expected true or false, got {_show(extra)}")
         if kind == "guidance":
             extra["dropout"] = self._dropout(value.pop("dropout", 0.1), (*path, "dropout"))
             if "weak" in value:
@@ -231,6 +236,17 @@ class Checker:
             self.problem((*path, argument.name, *inner[:1]), text)
             return None
         return adapter.dump_python(checked, mode="json")
+
+    def _masks_once(self, complete: dict[str, Any]) -> None:
+        """Masks are drawn with the images or asked for, never both."""
+        if not (complete.get("data") or {}).get("joint"):
+            return
+        for name, part in complete.get("conditioner", {}).items():
+            if part and "mask" in registry.find("conditioner", part["type"]).reads:  # pyright: ignore
+                self.problem(
+                    ("conditioner", name),
+                    "with data.joint masks are drawn with the images; remove one of the two",
+                )
 
     def _same_domain(self) -> None:
         kinds = ("codec", "backbone", "objective", "sampler", "guidance")

@@ -18,6 +18,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 Domain = Literal["continuous", "tokens"]
+Latents = Float[Tensor, "b c *s"] | Int[Tensor, "b *s"]
+"""Continuous, of unit variance, or tokens (int64)."""
 Net = Callable[[Tensor, Tensor], Tensor]
 """(z_t, t) -> output of a network whose conditions are already bound; t is (b,) in [0, 1]."""
 Progress = Callable[[str], AbstractContextManager[Callable[[int, int], None]]]
@@ -44,8 +46,11 @@ class Schema:
             where images have no common unit.
         time: the first axis is time: clips (time, height, width) and signals (time,), whose first
             spacing is in s; an ECG as an image has its leads as channels and a window in mV.
-        leads: names of the leads of `Batch.ecg`, which spans the time of the clip beside it.
+        leads: names of the leads of `Batch.ecg`, which spans the time of the clip beside it, or of
+            the channels of an ECG as an image.
         ecg_rate: samples of `Batch.ecg` a second, Hz.
+        mask_channels: the last so many channels of an image are its mask, one a class but the
+            background, 1 inside and -1 outside; 0 where masks stand apart.
     """
 
     size: tuple[int, ...]
@@ -60,6 +65,7 @@ class Schema:
     time: bool = False
     leads: tuple[str, ...] = ()
     ecg_rate: float = 0.0
+    mask_channels: int = 0
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Schema:

@@ -60,7 +60,7 @@ def test_flags_are_counted_once_a_record_and_short_ones_left_out(tmp_path):
     values = signal.values.copy()
     values[6] = 0
     values[7, 100:110] = np.nan
-    values[8, 200] = 6
+    values[8, 200:206] = 6
     write_wfdb(tmp_path / "bad.hea", replace(signal, values=values))
     write_wfdb(tmp_path / "short.hea", toy_ecg(1.0, 500))
     write_wfdb(tmp_path / "limbs.hea", replace(signal, values=signal.values[2:], leads=LEADS[2:]))

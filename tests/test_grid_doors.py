@@ -73,6 +73,24 @@ def test_a_new_door_leaves_the_base_as_it_is(kind, size, door):
 
 
 @pytest.mark.parametrize("door", ADDED)
+@pytest.mark.parametrize("size", [PLANE, VOLUME])
+def test_doors_open_in_networks_that_resample_in_residual_blocks(size, door):
+    settings = SMALL[UNet] | {"resample": "residual", "groups": 4}
+    latent = LatentSpec("continuous", size, 3)
+    base = _randomised(UNet(latent, CondSpec(vector=6), **settings))
+    grown = UNet(latent, SEEN, grid=door, **settings).eval()
+    grown.load_state_dict(base.state_dict(), strict=False)
+    if grown.control is not None:
+        grown.control.copy_from(grown)
+    z, t, vector, grid = _inputs(size)
+    before = base(z, t, Conditioning(vector=vector))
+    assert torch.equal(grown(z, t, Conditioning(vector=vector, grid=grid)), before)
+    told = _randomised(grown)(z, t, Conditioning(vector=vector, grid=grid))
+    other = grown(z, t, Conditioning(vector=vector, grid=-grid))
+    assert (told - other).abs().mean() > 1e-3
+
+
+@pytest.mark.parametrize("door", ADDED)
 @pytest.mark.parametrize(("kind", "size"), CASES)
 def test_steps_of_the_new_weights_alone_let_the_grid_speak(kind, size, door):
     base, grown = _begun(kind, size, door)

@@ -14,7 +14,8 @@ from medgen.conditioners.frame import FrameConditioner
 from medgen.conditioners.joint import JointConditioner
 from medgen.conditioners.scalar import ScalarConditioner
 from medgen.errors import DataError
-from medgen.evaluation.video import seam_ratio
+from medgen.evaluation.comparison import Comparison
+from medgen.evaluation.video import Flicker, seam_ratio
 from medgen.model import GenerativeModel
 from medgen.nn.blocks import Attention
 from medgen.nn.space_time import FactorisedAttention
@@ -224,6 +225,14 @@ class TestParts:
             other = replace(asked, **{name: getattr(asked, name).flip(0)})
             assert not torch.allclose(model.sample(other, [0, 1]).image, first, atol=1e-4), name
         assert model.drawn.leads == data.schema.leads
+
+    def test_the_flicker_of_its_codec_is_measured(self, flow):
+        model, _ = flow
+        pair = beating(20, frames=8), beating(4, seed=1, synthetic=True, frames=8)
+        found = Flicker().measure(Comparison(*pair, model=model))["flicker"]
+        assert found.n == 8
+        assert found.value < 1e-4  # blocks of pixels lose nothing
+        assert found.higher_is_better is False
 
     def test_a_plan_like_real_clips_tells_whose_ecg_and_not_what(self, flow):
         model, data = flow

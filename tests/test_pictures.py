@@ -4,7 +4,7 @@ import torch
 from PIL import Image
 
 from medgen.errors import OutputError
-from medgen.report.pictures import OUTLINES, PADDING, PAPER, contact_sheet, planes
+from medgen.report.pictures import OUTLINES, PADDING, PAPER, contact_sheet, filmstrips, planes
 
 
 def test_the_sheet_shows_every_image_in_its_place():
@@ -79,7 +79,7 @@ def test_it_is_written_at_once(tmp_path):
     ("images", "settings"),
     [
         (torch.zeros(0, 1, 8, 8), {}),
-        (torch.zeros(1, 8, 8), {}),
+        (torch.zeros(8, 8), {}),
         (torch.zeros(1, 1, 8, 8), {"captions": ["a", "b"]}),
         (torch.zeros(1, 1, 8, 8), {"masks": torch.zeros(1, 4, 4)}),
     ],
@@ -107,3 +107,24 @@ def test_planes_look_at_the_patient_as_radiologists_do():
     assert (sagittal == 0.6).nonzero().tolist() == [[1, 0]]
     assert ((pictures[0, 0] == 0.6) == (masks[0] == 1)).all()
     assert contact_sheet(volume.repeat(3, 1, 1, 1, 1), masks=mask.repeat(3, 1, 1, 1)).width > 100
+
+
+def test_a_clip_is_a_strip_of_its_frames():
+    clip = torch.linspace(-1, 1, 12)[None, None, :, None, None].expand(2, 1, 12, 8, 10)
+    mask = torch.zeros(2, 12, 8, 10, dtype=torch.int64)
+    mask[:, -1] = 1
+    strips, masks = filmstrips(clip, mask)
+    assert strips.shape == (2, 1, 8, 60)
+    assert strips[0, 0, 0, 0] == -1
+    assert strips[0, 0, 0, -1] == 1
+    assert masks[0, :, :50].sum() == 0
+    assert (masks[0, :, 50:] == 1).all()
+    sheet = contact_sheet(clip, masks=mask, time=True, scale=1)
+    assert sheet.width > 60
+
+
+def test_signals_are_traces():
+    wave = torch.sin(torch.linspace(0, 20, 200)).expand(3, 12, 200)
+    sheet = contact_sheet(wave)
+    assert np.asarray(sheet).std() > 10
+    assert contact_sheet(torch.full((1, 12, 50), torch.nan)).width > 0

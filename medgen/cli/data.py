@@ -114,7 +114,8 @@ def show(
     studies = load(dataset, chosen)
     assert studies.image is not None
     captions = [_caption(dataset, index) for index in chosen]
-    contact_sheet(studies.image, captions=captions, masks=studies.mask, path=out)
+    time = dataset.schema.time
+    contact_sheet(studies.image, captions=captions, masks=studies.mask, path=out, time=time)
     click.echo(f"{out}: {len(chosen)} of {len(dataset)} studies")
 
 

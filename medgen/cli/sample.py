@@ -302,5 +302,5 @@ def _write_sheet(dataset: Path, file: Path) -> None:
     drawn = SyntheticDataset(dataset)
     batch = load(drawn, range(min(len(drawn), 64)))
     assert batch.image is not None
-    contact_sheet(batch.image, masks=batch.mask, path=file)
+    contact_sheet(batch.image, masks=batch.mask, path=file, time=drawn.schema.time)
     click.echo(f"contact sheet: {file}", err=True)

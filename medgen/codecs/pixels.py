@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from medgen.codecs.whitening import Whiten, Whitening
+from medgen.nn.nd import space_to_depth
 from medgen.protocols import Codec
 from medgen.registry import register
 from medgen.types import LatentSpec, Schema
@@ -68,6 +69,12 @@ class Pixels(Codec):
     def fit(self, images: Float[Tensor, "b c *s"]) -> None:
         """Measure shift and scale on images in [-1, 1], best the whole training split."""
         self.whitening.fit(images, self._transform)
+
+    def covered(self, known: Bool[Tensor, "b c *s"]) -> Bool[Tensor, "b c *s"]:
+        """Which latents follow from the pixels that are known: those of blocks known whole."""
+        blocks = space_to_depth(known.float(), (self.patch,) * (known.ndim - 2))
+        whole = blocks.unflatten(1, (known.shape[1], -1)).amin(dim=2) == 1  # b c *s
+        return whole.repeat_interleave(self.patch ** (known.ndim - 2), dim=1)
 
     def _transform(self, image: Tensor) -> Tensor:
         return block_transform(image, self.basis, self.patch)

@@ -13,6 +13,8 @@ from torch import Tensor
 
 from medgen.data.files import write_png
 from medgen.data.geometry import Volume, centred_affine, from_unit
+from medgen.data.signal_export import write_csv
+from medgen.data.timed import beside, write_timed, write_timed_mask
 from medgen.data.volumes import write_volume
 from medgen.disk import building, write_bytes
 from medgen.errors import DataError
@@ -21,8 +23,9 @@ from medgen.types import Batch, Schema
 
 
 def write_image(stem: Path, image: Tensor, schema: Schema, affine: Tensor | None = None) -> Path:
-    """Write an image as PNG, 8 bit, or a volume as NIfTI; returns the file.
+    """Write an image as PNG, 8 bit, a volume as NIfTI, or what runs in time; returns the file.
 
+    Clips are AVI without loss, ECGs CSV (`timed.py`).
     A volume is written in the unit of its schema's window (HU for CT), or as it is where there is
     none; in whole numbers where the window holds at least 256 of them, and 16 bits hold it.
 
@@ -35,6 +38,8 @@ def write_image(stem: Path, image: Tensor, schema: Schema, affine: Tensor | None
     Raises:
         DataError: a volume of several channels.
     """
+    if schema.time:
+        return write_timed(stem, image, schema)
     unit = image.clamp(-1, 1).numpy()
     if image.ndim == 3:
         write_png(path := stem.with_name(f"{stem.name}.png"), (unit + 1) / 2)
@@ -50,7 +55,7 @@ def write_image(stem: Path, image: Tensor, schema: Schema, affine: Tensor | None
 
 
 def write_mask(stem: Path, mask: Tensor, schema: Schema, affine: Tensor | None = None) -> Path:
-    """Write integer classes (*s) as PNG or NIfTI; returns the file.
+    """Write integer classes (*s) as PNG or NIfTI, of a clip as AVI; returns the file.
 
     Args:
         stem: the file without its ending.
@@ -61,6 +66,8 @@ def write_mask(stem: Path, mask: Tensor, schema: Schema, affine: Tensor | None =
     Raises:
         ValueError: a class beyond 0 to 255.
     """
+    if schema.time:
+        return write_timed_mask(stem, mask, schema)
     if mask.ndim == 2:
         write_png(path := stem.with_name(f"{stem.name}.png"), mask.numpy())
         return path
@@ -76,13 +83,18 @@ def _write_volume(stem: Path, voxels: Any, schema: Schema, affine: Tensor | None
     return path
 
 
+def write_ecg(stem: Path, ecg: Tensor, schema: Schema) -> Path:
+    """Write the ECG (leads samples) in mV beside a clip as CSV; returns the file."""
+    return write_csv(stem.with_name(f"{stem.name}.csv"), beside(ecg, schema))
+
+
 def write_folder(
     dataset: Dataset, out: Path | str, *, progress: Callable[[int, int], None] | None = None
 ) -> Path:
     """Write images, masks and `table.csv`; the folder appears when it is complete.
 
     Args:
-        dataset: of 2-D images with 1 or 3 channels, or of volumes.
+        dataset: of 2-D images with 1 or 3 channels, of volumes, clips or ECGs.
         out: a new or empty folder.
         progress: called with (studies written, studies in all).
 
@@ -109,6 +121,8 @@ def _write_study(folder: Path, dataset: Dataset, index: int) -> dict[str, Any]:
     files = {"image": write_image(folder / "images" / study.id, item.image[0], schema, where)}
     if item.mask is not None:
         files["mask"] = write_mask(folder / "masks" / study.id, item.mask[0], schema, where)
+    if item.ecg is not None:
+        files["ecg"] = write_ecg(folder / "ecgs" / study.id, item.ecg[0], schema)
     row: dict[str, Any] = {kind: str(file.relative_to(folder)) for kind, file in files.items()}
     row |= {"patient": study.patient, "split": study.split}
     return row | _conditions(item, schema)

@@ -9,7 +9,6 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
@@ -17,6 +16,7 @@ from torch import Tensor
 from medgen.disk import write_bytes
 from medgen.errors import DataError
 from medgen.protocols import Codec, Dataset
+from medgen.types import Latents
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +35,7 @@ def cached_latents(
     batch: int = 64,
     flip: bool = False,
     dtype: torch.dtype = torch.float32,
-) -> Float[Tensor, "b c *s"]:
+) -> Latents:
     """The latents of all studies, in order, on the CPU; read from the cache where it holds them.
 
     An entry belongs to the codec's weights, the studies' names and source, the schema, the pixels

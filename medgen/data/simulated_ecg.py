@@ -66,6 +66,7 @@ class SimulatedEcg:
             spacing=(1 / rate,),
             window=(-LARGEST, LARGEST),
             time=True,
+            leads=LEADS,
         )
         self._owners = owners_of(seed, count)
         self.studies = studies_of(self._owners, seed)

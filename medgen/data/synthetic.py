@@ -11,10 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from medgen.data.folder import Folder
+from medgen.data.folder import Folder, read_studies
 from medgen.data.images import Reading
 from medgen.data.splits import SHOWN, one_hot
 from medgen.data.table import flags_of, read_table
+from medgen.data.timed import Timed
 from medgen.errors import DataError
 from medgen.types import Batch, Provenance, Schema, Study
 
@@ -53,18 +54,22 @@ class SyntheticDataset:
         self.transform = transform
         self.schema = replace(schema, text=False)
         reading = Reading()
-        if len(schema.size) == 3:
+        if len(schema.size) == 3 and not schema.time:
             spacing = schema.spacing if len(schema.spacing) == 3 else None
             reading = Reading(spacing=spacing, window=schema.window or (-1.0, 1.0))
-        self._files = Folder(
-            folder,
-            schema.size,
-            table="labels.csv",
-            mask_classes=schema.mask_classes,
-            scalars=schema.scalars,
-            channels=schema.channels,
-            reading=reading,
-        )
+        self._files: Folder | Timed
+        if schema.time:
+            self._files = Timed(folder, table, schema, read_studies(table, reading))
+        else:
+            self._files = Folder(
+                folder,
+                schema.size,
+                table="labels.csv",
+                mask_classes=schema.mask_classes,
+                scalars=schema.scalars,
+                channels=schema.channels,
+                reading=reading,
+            )
         if schema.exclusive:
             values = table.column("finding", "the finding")
             place = {name: i for i, name in enumerate(schema.findings)}

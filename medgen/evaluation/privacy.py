@@ -117,7 +117,7 @@ class Memorization:
     distance to the nearest training study over that to the nearest of another patient; near 0 is
     copying) and authenticity (share of samples farther from their nearest training study than that
     is from its own neighbour; near 0 is copying). The spaces: pixels, features of the extractor,
-    and "registered", where crops, shifts and exposure do not count (of clips, in the mean frame).
+    and "registered", where crops, shifts and exposure do not count (not of signals).
     Mirrored copies count in all.
 
     Args:
@@ -144,7 +144,8 @@ class Memorization:
     def audit(self, comparison: Comparison) -> Audit:
         """The estimates and the most suspicious pairs."""
         near = [self._neighbourhood(comparison, name) for name in ("pixels", "features")]
-        spaces = [*near, _registered(comparison)]
+        signals = len(comparison.schema.size) == 1
+        spaces = near if signals else [*near, _registered(comparison)]
         synthetic = np.min([s.synthetic.distance / s.threshold for s in spaces], axis=0)
         heldout = np.min([s.heldout.distance / s.threshold for s in spaces], axis=0)
         resample = _Resample.of(comparison)
@@ -189,15 +190,10 @@ class Memorization:
 
 
 def _registered(comparison: Comparison) -> _Space:
-    """Best matches up to mirroring, crop, shift and exposure; of clips, those of the mean frame."""
-
-    def flat(side: Side) -> Tensor:
-        images = images_of(side.batch)
-        return images.mean(dim=2) if images.ndim == 5 else images
-
-    search = RegisteredSearch(flat(comparison.train))
+    """Best matches up to mirroring, crop, shift and exposure."""
+    search = RegisteredSearch(images_of(comparison.train.batch))
     sides = comparison.synthetic, comparison.heldout
-    drawn, held = (search.nearest(flat(side)) for side in sides)
+    drawn, held = (search.nearest(images_of(side.batch)) for side in sides)
     return _Space("registered", drawn, held)
 
 

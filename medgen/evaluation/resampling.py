@@ -58,7 +58,7 @@ def bootstrapped(
     count = len(known)
     if count < 2:
         raise DataError(f"known of {count} of {len(values)} studies, at least 2 are needed")
-    owners = [patients[k] for k in known]
+    owners = [patients[k] for k in known.tolist()]
     weights = patient_weights(owners, DRAWS, seed=seed)
     low, high = percentile_interval(statistic(values[known], weights))
     unknown = len(values) - count

@@ -36,6 +36,36 @@ OUTLINES = (
 """Colours of the classes of a mask, from class 1 on; they repeat."""
 
 
+FRAMES = 6
+"""Frames of a clip's filmstrip."""
+
+
+def flat(
+    images: Tensor, masks: Tensor | None = None, *, time: bool = False
+) -> tuple[Tensor, Tensor | None]:
+    """Studies of any kind as pictures, and their masks, if they can be drawn there.
+
+    Args:
+        images: signals (b c t) become traces, volumes (b c x y z) three planes, clips (b c t h w)
+            filmstrips; images (b c h w) stay.
+        masks: integer classes of the same places; of signals none is drawn.
+        time: the first axis is time.
+    """
+    if images.ndim == 3:
+        return traces(images), None
+    if images.ndim == 4:
+        return images, masks
+    return filmstrips(images, masks) if time else planes(images, masks)
+
+
+def filmstrips(images: Tensor, masks: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+    """Clips (b c t h w) as frames side by side (b c h w), evenly over time, and their masks."""
+    length = images.shape[2]
+    at = torch.linspace(0, length - 1, min(FRAMES, length)).round().long()
+    strips = images[:, :, at].movedim(2, 3).flatten(3)
+    return strips, None if masks is None else masks[:, at].movedim(1, 2).flatten(2)
+
+
 def planes(images: Tensor, masks: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
     """Volumes as pictures: an axial, a coronal and a sagittal slice side by side.
 
@@ -90,26 +120,25 @@ def contact_sheet(
     masks: Tensor | None = None,
     scale: int | None = None,
     path: Path | str | None = None,
+    time: bool = False,
 ) -> Image.Image:
     """A sheet of images, row by row.
 
     Args:
         images: (b c h w) in [-1, 1]; 3 channels are colour, other channels stand side by side.
-            Volumes (b c x y z) show three planes, signals (b c t) their traces.
+            Volumes show three planes, clips some frames, signals their traces.
         captions: one an image, under it; cut to its width.
         columns: images a row; None makes the sheet a little wider than high.
-        masks: (b h w), or (b x y z), integer classes, outlined in one colour a class.
+        masks: integer classes of every pixel, outlined in one colour a class.
         scale: pixels of the sheet a pixel of an image; None enlarges small images.
         path: where to write it as PNG, if anywhere.
+        time: the first axis is time.
 
     Raises:
         ValueError: no images, or another shape or number of masks or captions.
         OutputError: the file cannot be written.
     """
-    if images.ndim == 5:
-        images, masks = planes(images, masks)
-    elif images.ndim == 3:
-        images = traces(images)
+    images, masks = flat(images, masks, time=time)
     _check_shapes(images, captions, masks)
     count, _, height, width = images.shape
     scale = scale or max(1, round(CELL / max(height, width)))

@@ -17,8 +17,8 @@ LEVELS = (0.15, 0.7, 1.0)
 def traces(signals: Tensor) -> Tensor:
     """Signals (b c t) in [-1, 1] as gray images (b 1 h w) in [-1, 1].
 
-    Twelve leads stand in three rows of four, I II III in the first column; each trace is scaled by
-    the largest swing of its study, so that small signals show.
+    Twelve leads stand in three rows of four, I II III in the first column. Time runs on from column
+    to column, as on a printed ECG; each study is scaled by its largest swing.
     """
     return torch.stack([_picture(signal) for signal in signals.detach().float().cpu()])
 
@@ -29,7 +29,9 @@ def _picture(signal: Tensor) -> Tensor:
     picture = Image.new("L", (columns * WIDTH, rows * HEIGHT))
     draw = ImageDraw.Draw(picture)
     swing = max(float(signal.abs().max()), 1e-6)
-    for lead, values in enumerate(signal.nan_to_num(0).numpy()):
+    parts = np.array_split(np.arange(signal.shape[1]), columns)
+    for lead, whole in enumerate(signal.nan_to_num(0).numpy()):
+        values = whole[parts[lead // rows]]
         left, middle = lead // rows * WIDTH, (lead % rows + 0.5) * HEIGHT
         zero, ink, reach = LEVELS
         draw.line([(left, middle), (left + WIDTH - 1, middle)], fill=round(255 * zero))

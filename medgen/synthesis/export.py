@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from medgen.data.export import write_image, write_mask
+from medgen.data.export import write_ecg, write_image, write_mask
 from medgen.data.geometry import centred_affine
 from medgen.disk import write_bytes
 from medgen.synthesis.chain import chained
@@ -57,20 +57,22 @@ def write_sample(
     Args:
         folder: of the dataset.
         name: of the sample.
-        drawn: the sample, with the mask that goes with it and the spacing that it was asked for, if
-            any; the spacing of others is the schema's.
+        drawn: the sample, with its mask, and the ECG and the spacing that it was asked
+            for, if any; the spacing of others is the schema's.
         schema: of the samples.
 
     Returns:
-        For "image" and "mask": path within the dataset and SHA-256 of the file.
+        For "image", "mask" and "ecg": path within the dataset and SHA-256 of the file.
     """
     assert drawn.image is not None
     image, where = drawn.image[0], None
-    if drawn.spacing is not None and len(schema.size) == 3:
+    if drawn.spacing is not None and len(schema.size) == 3 and not schema.time:
         where = torch.from_numpy(centred_affine(schema.size, drawn.spacing[0].tolist()))
     files = {"image": write_image(folder / "images" / name, image, schema, where)}
     if drawn.mask is not None:
         files["mask"] = write_mask(folder / "masks" / name, drawn.mask[0], schema, where)
+    if drawn.ecg is not None:
+        files["ecg"] = write_ecg(folder / "ecgs" / name, drawn.ecg[0], schema)
     return {
         kind: {
             "path": str(path.relative_to(folder)),
@@ -126,9 +128,9 @@ def _lines(records: list[dict[str, Any]]) -> bytes:
 
 
 def _table(schema: Schema, records: list[dict[str, Any]]) -> str:
-    masks = any("mask" in record["files"] for record in records)
+    kinds = [k for k in ("mask", "ecg") if any(k in record["files"] for record in records)]
     findings = ("finding",) if schema.exclusive else schema.findings
-    columns = ["image", *(["mask"] if masks else []), "patient", "split", *findings]
+    columns = ["image", *kinds, "patient", "split", *findings]
     columns += schema.scalars
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, lineterminator="\n")
@@ -136,8 +138,7 @@ def _table(schema: Schema, records: list[dict[str, Any]]) -> str:
     for record in records:
         asked = record["condition"]
         row: dict[str, Any] = {"image": record["files"]["image"]["path"]}
-        if masks:
-            row["mask"] = record["files"]["mask"]["path"]
+        row |= {kind: record["files"][kind]["path"] for kind in kinds}
         row |= {"patient": record["id"], "split": "train"}
         if schema.exclusive:
             row["finding"] = asked.get("finding") or ""
@@ -168,6 +169,10 @@ for research and to train models; never for diagnosis, and never in a validation
 
 def _unit(schema: Schema) -> str:
     """How the files store intensities, and mm between voxels where they are known."""
+    if schema.time and len(schema.size) == 1:
+        return f", {1 / schema.spacing[0]:g} samples a second, mV in steps of 1 uV"
+    if schema.time:
+        return f", {1 / schema.spacing[0]:g} frames a second, 8 bit"
     if len(schema.size) == 2:
         return ", 8 bit"
     spacing = f", {' x '.join(f'{mm:g}' for mm in schema.spacing)} mm" if schema.spacing else ""

@@ -91,7 +91,13 @@ class Copies(CalibratedFilter):
     reason = "copy of a training study"
 
     def learn(self, train: Batch, validation: Batch, schema: Schema) -> None:
-        """Keep the training studies."""
+        """Keep the training studies.
+
+        Raises:
+            DataError: they are signals.
+        """
+        if len(schema.size) == 1:
+            raise DataError("the filter 'copies' looks at images; of signals use 'duplicates'")
         self.search = RegisteredSearch(images_of(train))
 
     def scores(self, batch: Batch) -> Array:

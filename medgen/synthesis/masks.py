@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from medgen.data.files import read_mask
+from medgen.data.timed import read_timed_mask
 from medgen.data.volumes import read_volume
 from medgen.errors import DataError
 from medgen.synthesis.contract import Geometry, tilt_of
@@ -16,14 +17,14 @@ from medgen.types import Schema
 
 
 def mask_folder(folder: Path, schema: Schema, geometry: Geometry | None = None) -> Tensor:
-    """Every mask of a folder, PNG files or NIfTI files of volumes, in the order of names.
+    """Every mask of a folder, PNG, NIfTI files of volumes or AVI files of clips, in order of names.
 
     Raises:
         DataError: the model takes no masks, the folder holds none, or one does not fit.
     """
     if not schema.mask_classes:
         raise DataError("this model was trained without masks; leave --masks out")
-    pattern = "*.png" if len(schema.size) == 2 else "*.nii*"
+    pattern = "*.avi" if schema.time else "*.png" if len(schema.size) == 2 else "*.nii*"
     return read_masks(sorted(folder.glob(pattern)), schema, geometry)
 
 
@@ -31,7 +32,7 @@ def read_masks(files: list[Path], schema: Schema, geometry: Geometry | None = No
     """Masks as (m *s) integer classes, resized to the schema's size.
 
     Args:
-        files: PNG files, or NIfTI files of volumes.
+        files: PNG files, NIfTI files of volumes, or AVI files of clips.
         schema: names the classes.
         geometry: of the training studies, against which volumes are held at their new size.
 
@@ -44,8 +45,7 @@ def read_masks(files: list[Path], schema: Schema, geometry: Geometry | None = No
     classes = max(len(schema.mask_classes), 1)
     masks = []
     for file in files:
-        stored = read_mask(file) if len(schema.size) == 2 else _volume(file, schema, geometry)
-        values = torch.from_numpy(stored.astype(np.int64))
+        values = _stored(file, schema, geometry)
         if classes == 2 and set(values.unique().tolist()) <= {0, 255}:
             values = values.clamp(max=1)
         if values.max() >= classes:
@@ -55,6 +55,14 @@ def read_masks(files: list[Path], schema: Schema, geometry: Geometry | None = No
         )
         masks.append(resized[0, 0].long())
     return torch.stack(masks)
+
+
+def _stored(file: Path, schema: Schema, geometry: Geometry | None) -> Tensor:
+    """Classes (*s) of a file, as they are stored."""
+    if schema.time:
+        return read_timed_mask(file)
+    held = read_mask(file) if len(schema.size) == 2 else _volume(file, schema, geometry)
+    return torch.from_numpy(held.astype(np.int64))
 
 
 def _volume(file: Path, schema: Schema, geometry: Geometry | None) -> np.ndarray:

@@ -58,12 +58,15 @@ def record_sample(
     model: GenerativeModel, plan: Plan, out: Path, index: int, *, drawn: Batch, seed: int
 ) -> dict[str, Any]:
     """Write one sample's files below a folder; returns its line of the manifest."""
+    condition = condition_of(plan.conditions, index, model.drawn)
+    if model.schema.mask_channels and plan.conditions.mask is not None:
+        condition["mask"] = "given"  # else the mask beside the image was drawn with it
     provenance = Provenance(
         id=sample_name(index),
         synthetic=True,
         source=model.source,
         seed=seed,
-        condition=condition_of(plan.conditions, index, model.drawn),
+        condition=condition,
     )
     files = write_sample(out, sample_name(index), drawn, model.drawn)
     return {**asdict(provenance), "index": index, "files": files}

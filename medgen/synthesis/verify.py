@@ -21,7 +21,7 @@ from medgen.synthesis.export import write_sample
 from medgen.synthesis.masks import read_masks
 from medgen.synthesis.plan import Plan
 from medgen.synthesis.unit import draw_unit
-from medgen.types import Batch, Schema
+from medgen.types import Batch
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ def _drawn_differently(
     chosen: list[int],
 ) -> Iterable[str]:
     size = about["micro_batch"]
-    plan = _plan(folder, records, model.drawn)
+    plan = _plan(folder, records, model)
     units: dict[int, list[int]] = {}
     for row, record in enumerate(records):
         units.setdefault(record["index"] // size, []).append(row)
@@ -142,13 +142,15 @@ def _drawn_differently(
                 yield f"{records[row]['id']}: drawn again from its seed, it is another image"
 
 
-def _plan(folder: Path, records: list[dict[str, Any]], schema: Schema) -> Plan:
+def _plan(folder: Path, records: list[dict[str, Any]], model: GenerativeModel) -> Plan:
     """The plan that a manifest tells of.
 
     Raises:
         DataError: it asked for ECGs or first frames, which a dataset does not hold.
     """
+    schema = model.drawn
     asked = [record["condition"] for record in records]
+    masks_asked = not model.schema.mask_channels or any("mask" in a for a in asked)
     if any(name in a for a in asked for name in ("ecg", "frame")):
         raise DataError(
             f"{folder}: its samples were asked for with ECGs or first frames of other clips, which "
@@ -168,7 +170,7 @@ def _plan(folder: Path, records: list[dict[str, Any]], schema: Schema) -> Plan:
         scalar = torch.tensor([[a["scalars"].get(n, nan) for n in schema.scalars] for a in asked])
     if any("spacing" in a for a in asked):
         spacing = torch.tensor([a["spacing"] for a in asked])
-    if any("mask" in record["files"] for record in records):
+    if masks_asked and any("mask" in record["files"] for record in records):
         mask = read_masks([folder / r["files"]["mask"]["path"] for r in records], schema)
     seeds = tuple(record["seed"] for record in records)
     return Plan(Batch(label=label, scalar=scalar, mask=mask, spacing=spacing), seeds)

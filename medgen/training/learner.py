@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool
 from torch import Tensor
 
 from medgen.model import GenerativeModel
@@ -38,7 +38,7 @@ from medgen.training.state import (
     part,
     with_prefix,
 )
-from medgen.types import Batch
+from medgen.types import Batch, Latents
 
 VALIDATION_STUDIES = 512
 TIME_BINS = 4
@@ -58,9 +58,9 @@ class TrainingData:
             mirrored here.
     """
 
-    latents: Float[Tensor, "b c *s"]
+    latents: Latents
     conditions: Batch
-    flipped: Float[Tensor, "b c *s"] | None = None
+    flipped: Latents | None = None
 
     def __len__(self) -> int:
         return len(self.latents)
