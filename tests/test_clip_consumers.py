@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 
-import pytest
 import torch
 from toy_hearts import beating
 
@@ -20,8 +19,7 @@ from medgen.augmentation.verdict import (
     REAL,
     SYNTHETIC,
 )
-from medgen.augmentation.video_networks import SmallVideoNet
-from medgen.errors import RecipeError
+from medgen.augmentation.video_networks import Framewise, SmallVideoNet
 from medgen.nn.nd import area_resize
 from medgen.settings import ProveSettings
 from medgen.types import Schema
@@ -99,10 +97,13 @@ def test_a_chunk_is_a_number_of_frames():
     assert chunk_of(torch.zeros(1, 1, 500, 8, 8)) == 1
 
 
-@pytest.mark.parametrize(("size", "kind"), [((8, 8, 8), "volumes"), ((100,), "signals")])
-def test_what_the_own_network_does_not_take_is_told(size, kind):
-    with pytest.raises(RecipeError, match=f"not {kind}"):
-        network_for("medgen", Schema(size=size), 2, dense=False)
+def test_clips_alone_get_the_video_network():
+    """Volumes have three axes too; only time tells a clip from them."""
+    clip = Schema(size=(8, 16, 16), time=True)
+    volume = Schema(size=(8, 16, 16))
+    assert isinstance(network_for("medgen", clip, 2, dense=False), SmallVideoNet)
+    assert isinstance(network_for("medgen", clip, 2, dense=True), Framewise)
+    assert not isinstance(network_for("medgen", volume, 2, dense=False), SmallVideoNet)
 
 
 def test_every_arm_of_the_experiment_runs_on_clips(tmp_path):
