@@ -34,9 +34,9 @@ def one_thread():
 
 @pytest.fixture(scope="session")
 def simulated_folder(tmp_path_factory) -> Path:
-    """A folder of 40 simulated radiographs with findings, masks and a table."""
+    """A folder of 40 simulated radiographs with findings, masks, reports and a table."""
     folder = tmp_path_factory.mktemp("studies") / "simulated"
-    return write_folder(Simulated(count=40, size=(32, 32)), folder)
+    return write_folder(Simulated(count=40, size=(32, 32), text=True), folder)
 
 
 @pytest.fixture(scope="session")

@@ -142,13 +142,13 @@ def list_readers() -> None:
 @click.option("--findings", help="Findings to simulate: a,b,c; otherwise all that there are.")
 @click.option("--seed", default=0, show_default=True)
 def simulate(out: Path, count: int, size: int, findings: str | None, seed: int) -> None:
-    """Write a folder of simulated chest radiographs with masks, findings and splits."""
+    """Write a folder of simulated chest radiographs with masks, findings, reports and splits."""
     from medgen.data.export import write_folder
     from medgen.registry import find
 
     chosen = {"findings": _words(findings)} if findings else {}
     simulated = find("data", "simulated")
-    dataset: Dataset = simulated(count=count, size=(size, size), seed=seed, **chosen)
+    dataset: Dataset = simulated(count=count, size=(size, size), seed=seed, text=True, **chosen)
     with _Progress("Simulating") as progress:
         write_folder(dataset, out, progress=progress)
     click.echo(f"{out}: {len(dataset)} simulated studies of {_patients(dataset)} patients")

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from medgen.errors import CheckpointError
-from medgen.nn.blocks import Attention, SwiGLU, rotary_angles, sincos_positions
+from medgen.nn.blocks import TransformerBlock, rotary_angles, sincos_positions
 from medgen.nn.nd import latent_times
 from medgen.protocols import Conditioner
 from medgen.registry import register
@@ -83,7 +83,7 @@ class EcgConditioner(Conditioner):
             grid=channels if "grid" in doors else 0,
         )
         self.embed = nn.Linear(self.leads * (self.patch + 1), width)
-        self.blocks = nn.ModuleList(_Block(width, heads) for _ in range(depth))
+        self.blocks = nn.ModuleList(TransformerBlock(width, heads) for _ in range(depth))
         self.norm = nn.LayerNorm(width)
         self.out = nn.Linear(width, channels) if "grid" in doors else None
         self.unknown = nn.Parameter(torch.randn(1, 1, width) * 0.02)
@@ -142,7 +142,7 @@ class EcgConditioner(Conditioner):
         rows = torch.cat([volts, share], dim=3).transpose(1, 2).flatten(2)  # b n (leads p+1)
         x = self.embed(rows.to(self.embed.weight.dtype)) + self.places
         for block in self.blocks:
-            x = block(x, (self.cos, self.sin))
+            x = block(x, rotary=(self.cos, self.sin))
         return self.norm(x)
 
     def _by_doors(self, tokens: Float[Tensor, "b n d"]) -> Conditioning:
@@ -160,26 +160,6 @@ class EcgConditioner(Conditioner):
             mask=mask,
             grid=grid,
         )
-
-
-class _Block(nn.Module):
-    """Self-attention and a gated feed-forward layer, each behind a norm.
-
-    Args:
-        width: channels of the tokens.
-        heads: number of heads.
-    """
-
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__()
-        self.first, self.second = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.attention = Attention(width, heads, qk_norm=True)
-        self.feed_forward = SwiGLU(width)
-
-    def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
-        """Tokens (b n d) to tokens (b n d)."""
-        x = x + self.attention(self.first(x), rotary=rotary)
-        return x + self.feed_forward(self.second(x))
 
 
 def _read(file: str, wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:

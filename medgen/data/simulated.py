@@ -14,6 +14,7 @@ from medgen.rng import derive
 from medgen.simulate.anatomy import FINDINGS, draw_findings
 from medgen.simulate.ct import Thorax, thorax
 from medgen.simulate.radiograph import MASK_CLASSES, Radiograph, radiograph
+from medgen.simulate.reports import report
 from medgen.types import Batch, Provenance, Schema, Study
 
 BLOCK = 6
@@ -24,7 +25,7 @@ DIVISIONS = ((1, 2, 3), (3, 1, 2), (2, 2, 2), (3, 3), (1, 1, 1, 3), (2, 1, 2, 1)
 
 @register("data", "simulated")
 class Simulated:
-    """Frontal chest radiographs of simulated adults, with findings, masks and cardiothoracic ratio.
+    """Frontal chest radiographs of simulated adults: findings, masks, reports, heart size.
 
     Study i depends on the seed, i, the size and the findings alone, not on the count or on what was
     read before; only its split depends on who else is there. Studies of one patient share anatomy
@@ -36,6 +37,7 @@ class Simulated:
         size: rows and columns of an image.
         findings: what may be present, any subset in one patient; others never are.
         seed: of everything.
+        text: studies carry a report of their findings.
 
     Raises:
         RecipeError: a finding is unknown, or count or size make no dataset.
@@ -47,6 +49,7 @@ class Simulated:
         size: tuple[int, int] = (64, 64),
         findings: tuple[str, ...] = FINDINGS,
         seed: int = 0,
+        text: bool = False,
     ) -> None:
         _check(count, size, findings)
         self.seed = seed
@@ -55,6 +58,7 @@ class Simulated:
             findings=tuple(findings),
             mask_classes=MASK_CLASSES,
             scalars=("cardiothoracic_ratio",),
+            text=text,
         )
         self._owners = owners_of(seed, count)
         self.studies = studies_of(self._owners, seed)
@@ -77,6 +81,7 @@ class Simulated:
             mask=torch.from_numpy(shot.mask.astype(np.int64))[None],
             label=torch.tensor([present], dtype=torch.int64).reshape(1, -1),
             scalar=torch.tensor([[shot.cardiothoracic_ratio]], dtype=torch.float32),
+            text=(self._report(index),) if self.schema.text else None,
             spacing=torch.tensor([shot.spacing], dtype=torch.float32),
             provenance=(
                 Provenance(
@@ -84,6 +89,10 @@ class Simulated:
                 ),
             ),
         )
+
+    def _report(self, index: int) -> str:
+        rng = np.random.default_rng(derive(self.seed, "report", index))
+        return report(self._made[index].findings, rng)
 
     def _make(self, owner: int) -> None:
         """Make all studies of a patient, since most of the work is the patient."""

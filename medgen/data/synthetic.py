@@ -52,11 +52,11 @@ class SyntheticDataset:
         if "mask" not in table.columns:
             schema = replace(schema, mask_classes=())
         self.transform = transform
-        self.schema = replace(schema, text=False)
-        reading = Reading()
+        self.schema = replace(schema, text=schema.text and "report" in table.columns)
+        reading = Reading(text=self.schema.text)
         if len(schema.size) == 3 and not schema.time:
             spacing = schema.spacing if len(schema.spacing) == 3 else None
-            reading = Reading(spacing=spacing, window=schema.window or (-1.0, 1.0))
+            reading = replace(reading, spacing=spacing, window=schema.window or (-1.0, 1.0))
         self._files: Folder | Timed
         if schema.time:
             self._files = Timed(folder, table, schema, read_studies(table, reading))

@@ -316,11 +316,13 @@ def _agreement(
         raise DataError("every finding of every study is unknown; label agreement is undefined")
     count = int(known.any(axis=1).sum())
     single = len(set(side.patients)) / len(side)
-    found = {"label_agreement": _share(right * known, known, weights, count, single)}
+    found = {"label_agreement": share_estimate(right * known, known, weights, count, single)}
     if not exclusive and truth.shape[1] > 1:
         complete = ((right == 1) | (known == 0)).all(axis=1, keepdims=True).astype(np.float64)
         asked = known.max(axis=1, keepdims=True)
-        found["label_agreement_all"] = _share(complete * asked, asked, weights, count, single)
+        found["label_agreement_all"] = share_estimate(
+            complete * asked, asked, weights, count, single
+        )
     value = float(judge.task.value(scores, judge.task.targets(side.batch))[0])
     if np.isfinite(value):
         draws = judge.task.value(scores, judge.task.targets(side.batch), weights)
@@ -345,7 +347,9 @@ def _calibration(scores: Array, truth: Labels, weights: Array, count: int) -> Es
     return Estimate(value, low, high, count, higher_is_better=False, method=BOOTSTRAP)
 
 
-def _share(right: Array, asked: Array, weights: Array, count: int, single: float) -> Estimate:
+def share_estimate(
+    right: Array, asked: Array, weights: Array, count: int, single: float
+) -> Estimate:
     """The share of what was asked (b, k) that is right (b, k), under weights (draws, b).
 
     `single` is patients a study: studies of one patient say less than those of several.

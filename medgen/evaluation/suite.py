@@ -136,4 +136,6 @@ def _lacking(comparison: Comparison, metric: object) -> str:
         return "the studies carry no masks"
     if needs == "scalars" and not comparison.schema.scalars:
         return "the studies carry no scalars"
+    if needs == "reports" and not comparison.schema.text:
+        return "the studies carry no reports"
     return ""

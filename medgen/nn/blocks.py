@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -250,6 +250,38 @@ class SwiGLU(nn.Module):
         """Gate the values and mix them back."""
         gate, value = self.gate_value(x).chunk(2, dim=-1)
         return self.dropout(self.out(functional.silu(gate) * value))
+
+
+class TransformerBlock(nn.Module):
+    """Self-attention and a gated feed-forward layer, each behind a norm.
+
+    Args:
+        width: channels of the tokens.
+        heads: number of heads.
+    """
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.first, self.second = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.attention = Attention(width, heads, qk_norm=True)
+        self.feed_forward = SwiGLU(width)
+
+    def forward(
+        self,
+        x: Float[Tensor, "b n d"],
+        *,
+        rotary: tuple[Tensor, Tensor] | None = None,
+        mask: Bool[Tensor, "b n"] | None = None,
+    ) -> Float[Tensor, "b n d"]:
+        """Tokens to tokens.
+
+        Args:
+            x: tokens.
+            rotary: cosines and sines of `rotary_angles`.
+            mask: True where a token stands, False where it is padding.
+        """
+        x = x + self.attention(self.first(x), rotary=rotary, mask=mask)
+        return x + self.feed_forward(self.second(x))
 
 
 class AdaLNZeroBlock(nn.Module):

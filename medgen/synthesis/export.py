@@ -23,7 +23,8 @@ from medgen.types import Batch, Schema, digest_of_values
 def condition_of(conditions: Batch, index: int, schema: Schema) -> dict[str, Any]:
     """What sample `index` was asked for, in names and values; unknown findings are left out.
 
-    Of an ECG or a first frame it tells whose it is and the SHA-256 of its values, never these.
+    Of an ECG, a first frame or a report of a real study it tells whose it is and the SHA-256 of its
+    values, never these; a report that was written to be asked for stands as it is.
     """
     asked: dict[str, Any] = {}
     if conditions.label is not None:
@@ -44,9 +45,19 @@ def condition_of(conditions: Batch, index: int, schema: Schema) -> dict[str, Any
             asked[name] = {"sha256": digest_of_values(values[index])}
             if conditions.provenance is not None:
                 asked[name]["of"] = conditions.provenance[index].id
+    if conditions.text is not None:
+        asked["report"] = _report(conditions, index)
     if conditions.spacing is not None:
         asked["spacing"] = conditions.spacing[index].tolist()
     return asked
+
+
+def _report(conditions: Batch, index: int) -> str | dict[str, str]:
+    text = conditions.text[index] if conditions.text else ""
+    if conditions.provenance is None:
+        return text
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    return {"sha256": digest, "of": conditions.provenance[index].id}
 
 
 def write_sample(
@@ -132,6 +143,8 @@ def _table(schema: Schema, records: list[dict[str, Any]]) -> str:
     findings = ("finding",) if schema.exclusive else schema.findings
     columns = ["image", *kinds, "patient", "split", *findings]
     columns += schema.scalars
+    written = any(isinstance(record["condition"].get("report"), str) for record in records)
+    columns += ["report"] * written
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, lineterminator="\n")
     writer.writeheader()
@@ -144,6 +157,8 @@ def _table(schema: Schema, records: list[dict[str, Any]]) -> str:
             row["finding"] = asked.get("finding") or ""
         row |= asked.get("findings", {})
         row |= asked.get("scalars", {})
+        if written:
+            row["report"] = asked["report"]
         writer.writerow(row)
     return text.getvalue()
 

@@ -185,8 +185,8 @@ def plan_from_table(
     """A plan from a CSV file: one sample a row.
 
     Columns: the findings (0, 1, blank for unknown) or `finding` if they are exclusive, the scalars,
-    `mask` (a file beside the table), `spacing` (mm along each axis, such as "1 1 2.5"), `seed`. All
-    may be absent; others are errors.
+    `report`, `mask` (a file beside the table), `spacing` (mm along each axis, such as "1 1 2.5"),
+    `seed`. All may be absent; others are errors.
 
     Args:
         schema: what can be asked for.
@@ -205,7 +205,7 @@ def plan_from_table(
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{table}: cannot be read: {error}") from error
     findings = ["finding"] if schema.exclusive else list(schema.findings)
-    known = [*findings, *schema.scalars, "mask", "spacing", "seed"]
+    known = [*findings, *schema.scalars, *["report"] * schema.text, "mask", "spacing", "seed"]
     for column in columns:
         if column not in known:
             raise DataError(f"{table}: unknown column '{column}'. {did_you_mean(column, known)}")
@@ -223,7 +223,8 @@ def plan_from_table(
         each = [asked_spacing(geometry, spacing=row) for row in asked]
         spacing = torch.cat([row for row in each if row is not None])
     seeds = [int(row["seed"]) if row.get("seed") else derive(seed, i) for i, row in enumerate(rows)]
-    conditions = Batch(label=label, scalar=scalar, mask=mask, spacing=spacing)
+    text = tuple(row["report"] or "" for row in rows) if "report" in columns else None
+    conditions = Batch(label=label, scalar=scalar, text=text, mask=mask, spacing=spacing)
     return Plan(conditions, tuple(seeds))
 
 

@@ -146,15 +146,16 @@ def _plan(folder: Path, records: list[dict[str, Any]], model: GenerativeModel) -
     """The plan that a manifest tells of.
 
     Raises:
-        DataError: it asked for ECGs or first frames, which a dataset does not hold.
+        DataError: it asked for ECGs, first frames or reports that a dataset does not hold.
     """
     schema = model.drawn
     asked = [record["condition"] for record in records]
     masks_asked = not model.schema.mask_channels or any("mask" in a for a in asked)
-    if any(name in a for a in asked for name in ("ecg", "frame")):
+    if any(isinstance(a.get(name), dict) for a in asked for name in ("ecg", "frame", "report")):
         raise DataError(
-            f"{folder}: its samples were asked for with ECGs or first frames of other clips, which "
-            "it does not hold, so none can be drawn again; verify its files alone, without a model"
+            f"{folder}: its samples were asked for with ECGs, first frames or reports of other "
+            "studies, which it does not hold, so none can be drawn again; verify its files alone, "
+            "without a model"
         )
     label = scalar = mask = spacing = None
     if schema.exclusive and any("finding" in a for a in asked):
@@ -168,9 +169,10 @@ def _plan(folder: Path, records: list[dict[str, Any]], model: GenerativeModel) -
     if any("scalars" in a for a in asked):
         nan = float("nan")
         scalar = torch.tensor([[a["scalars"].get(n, nan) for n in schema.scalars] for a in asked])
+    text = tuple(a["report"] for a in asked) if any("report" in a for a in asked) else None
     if any("spacing" in a for a in asked):
         spacing = torch.tensor([a["spacing"] for a in asked])
     if masks_asked and any("mask" in record["files"] for record in records):
         mask = read_masks([folder / r["files"]["mask"]["path"] for r in records], schema)
     seeds = tuple(record["seed"] for record in records)
-    return Plan(Batch(label=label, scalar=scalar, mask=mask, spacing=spacing), seeds)
+    return Plan(Batch(label=label, scalar=scalar, text=text, mask=mask, spacing=spacing), seeds)
