@@ -37,7 +37,11 @@ synthetic_option = click.option(
 @synthetic_option
 @options.out()
 @click.option(
-    "--metric", "metrics", multiple=True, help="May be repeated. Default: all that apply."
+    "--metric",
+    "metrics",
+    multiple=True,
+    help="May be repeated; with settings by --set 'evaluate=[{type: NAME, ...}]'. Default: all "
+    "that apply.",
 )
 @click.option(
     "--extractor",
@@ -71,12 +75,15 @@ def evaluate(
     from medgen.evaluation.suite import evaluate as measure
     from medgen.evidence import write_evaluation
 
-    _, studies, drawn = _read(real, synthetic, overrides)
+    recipe, studies, drawn = _read(real, synthetic, overrides)
+    asked: list[Any] = list(metrics)
+    if any(each.startswith("evaluate") for each in overrides):
+        asked += recipe.sections["evaluate"]
     with options.progress_bar("evaluating") as progress:
         found = measure(
             studies,
             drawn,
-            list(metrics) or None,
+            asked or None,
             extractor=extractor,
             model=None if model is None else from_pretrained(model),
             progress=lambda done, total, name: progress(done, total),
