@@ -6,10 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from markupsafe import Markup
-
 from medgen.report import wording
 from medgen.report.compare import Row
+from medgen.report.template import fill
 from medgen.types import Estimate
 
 SECTIONS = {
@@ -59,18 +58,8 @@ def run_names(folders: Sequence[Path]) -> list[str]:
 
 def compare_page(rows: Sequence[Row], folders: Sequence[Path]) -> str:
     """The comparison as one page that needs nothing beside it."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    folder = Path(__file__).parent
-    environment = Environment(
-        loader=FileSystemLoader(folder),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("compare.html").render(
-        style=Markup((folder / "page.css").read_text("utf-8")),
+    return fill(
+        "compare.html",
         runs=run_names(folders),
         sections=sections(rows),
     )

@@ -21,6 +21,7 @@ from medgen.report.quiz import quiz
 from medgen.report.rejections import rejections
 from medgen.report.results import Proof, RunResults, read_run
 from medgen.report.tables import write_figures
+from medgen.report.template import fill, text_of
 from medgen.types import Estimate
 
 TONES = {
@@ -93,24 +94,14 @@ def render(
     limits: Sequence[str],
 ) -> str:
     """The page of a run as text."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    folder = Path(__file__).parent
-    style, script = ((folder / name).read_text("utf-8") for name in ("page.css", "page.js"))
-    environment = Environment(
-        loader=FileSystemLoader(folder),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    script = text_of("page.js")
     shown = gallery or pictures.from_dataset(results, provenance.captions(results))
     context = _context(results, shown)
-    return environment.get_template("page.html").render(
+    return fill(
+        "page.html",
         title=title,
         summary=summary,
         commands=list(commands),
-        style=Markup(style),
         script=Markup(script),
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         facts=provenance.facts(results, facts),
