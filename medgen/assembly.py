@@ -26,6 +26,7 @@ from medgen.checkpoint import (
 )
 from medgen.conditioners.joint import JointConditioner
 from medgen.data.joint import Joint
+from medgen.data.stills import Stills
 from medgen.disk import write_bytes
 from medgen.document import Document, dump_yaml
 from medgen.errors import CheckpointError, DataError, OutputError, RecipeError
@@ -43,7 +44,7 @@ def build_dataset(section: dict[str, Any], root: Path | None) -> Dataset:
     """The dataset of a recipe's `data` section.
 
     Args:
-        section: the checked section.
+        section: the checked section; with `stills`, images that are so many frames of each clip.
         root: where data lives on this machine; None means the folder named by MEDGEN_DATA.
 
     Raises:
@@ -60,8 +61,10 @@ def build_dataset(section: dict[str, Any], root: Path | None) -> Dataset:
             )
         if not root.is_dir():
             raise DataError(f"{root}: there is no such folder of studies")
-    settings = {k: v for k, v in _arguments(section).items() if k != "joint"}
-    return registry.build("data", section["type"], settings, root=root)
+    around = ("joint", "stills")
+    settings = {k: v for k, v in _arguments(section).items() if k not in around}
+    dataset = registry.build("data", section["type"], settings, root=root)
+    return Stills(dataset, section["stills"]) if "stills" in section else dataset
 
 
 def taught(dataset: Dataset, section: dict[str, Any]) -> Dataset:

@@ -142,6 +142,10 @@ class Checker:
             extra["joint"] = value.pop("joint")
             if not isinstance(extra["joint"], bool):
                 self.problem((*path, "joint"), f"expected true or false, got {_show(extra)}")
+        if kind == "data" and "stills" in value:
+            extra["stills"] = value.pop("stills")
+            if type(extra["stills"]) is not int or extra["stills"] < 1:
+                self.problem((*path, "stills"), f"expected frames a clip, got {_show(extra)}")
         if kind == "guidance":
             extra["dropout"] = self._dropout(value.pop("dropout", 0.1), (*path, "dropout"))
             if "weak" in value:

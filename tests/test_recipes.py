@@ -56,13 +56,17 @@ SIZES = {"nnunet": (16, 16, 16), "simulated_ecg": (128,), "simulated_echo": (8, 
 
 
 def size_of(name: str) -> tuple[int, ...]:
-    return SIZES.get(load_recipe(name).sections["data"]["type"], (32, 32))
+    """Of a study as it is drawn."""
+    data = load_recipe(name).sections["data"]
+    size = SIZES.get(data["type"], (32, 32))
+    return size[1:] if "stills" in data else size
 
 
 def overrides_for(name: str) -> list[str]:
     sections = load_recipe(name).sections
     volumes = sections["data"]["type"] == "nnunet"
-    chosen = [f"data.size={list(size_of(name))}"]
+    size = SIZES.get(sections["data"]["type"], (32, 32))
+    chosen = [f"data.size={list(size)}"]
     chosen += SMALL.get(sections["codec"]["type"], [])
     if "backbone" in sections:
         chosen += SMALL[sections["backbone"]["type"]] + SMALL["generator"]
