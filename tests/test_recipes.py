@@ -74,6 +74,9 @@ def overrides_for(name: str) -> list[str]:
             chosen.append("backbone.depth=2")
     if "weak" in sections.get("guidance", {}):
         chosen += [f"guidance.weak.{c}" for c in SMALL["unet"]] + ["guidance.weak.images=32"]
+    if "first_frame" in sections:
+        inner = SMALL["unet"] + [c for c in SMALL["generator"] if "sample." not in c]
+        chosen += [f"first_frame.{each}" for each in [*inner, "sample.micro_batch=4"]]
     data = sections["data"]
     if data["type"].startswith("simulated"):
         slow = ["data.frames_per_second=8"] if "frames_per_second" in data else []

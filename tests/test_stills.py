@@ -14,7 +14,8 @@ def test_each_still_is_its_frame_and_mask():
     clips = beating(4, frames=12)
     stills = Stills(clips, 3)
     assert (len(stills), stills.schema.size, stills.schema.spacing) == (12, (24, 24), (1.0, 1.0))
-    assert not stills.schema.time and not stills.schema.leads
+    assert not stills.schema.time
+    assert not stills.schema.leads
     item = stills[7]  # clip 2, the second of frames 0, 4, 8
     assert torch.equal(item.image, clips.batch.image[2:3, :, 4])
     assert torch.equal(item.mask, clips.batch.mask[2:3, 4])

@@ -97,9 +97,7 @@ def sample(
     on workers, shards or restarts.
     """
     from medgen.assembly import build_dataset, from_pretrained
-    from medgen.checkpoint import read_recipe
     from medgen.data.splits import by_split
-    from medgen.recipe import override
     from medgen.synthesis.draw import synthesize
     from medgen.training.common import resolve_device
 
@@ -107,16 +105,14 @@ def sample(
         raise click.UsageError("--like decides all conditions; leave the other options out")
     if (like is not None or conditions is not None) and (spacing or field_of_view):
         raise click.UsageError("--spacing and --field-of-view do not go with --like, --conditions")
-    settings = override(read_recipe(model), _sampling_only(overrides)).sections
-    if no_copies and all(each["type"] != "copies" for each in settings["filters"]):
-        chosen = [*settings["filters"], {"type": "copies"}]
-        settings = override(settings, [f"filters={json.dumps(chosen)}"]).sections
+    settings = _settings(model, overrides, no_copies)
     filters = _filters(settings, real)
     generator = from_pretrained(
         model,
         device=resolve_device(device),
         sampler=settings["sampler"],
         guidance=settings["guidance"],
+        first_frame=_sampled(settings.get("first_frame")),
     )
     _plan_memory(generator, memory)
     wanted = _plan(
@@ -131,6 +127,8 @@ def sample(
         orientation=orientation,
         seed=seed,
     )
+    if generator.first_frame is not None and wanted.conditions.frame is None:
+        wanted = _with_first_frames(generator, wanted, out, settings, real=real, workers=workers)
     with options.progress_bar("drawing") as progress:
         drawn = synthesize(
             generator,
@@ -164,13 +162,18 @@ def verify(dataset: Path, model: Path | None, count: int, seed: int, as_json: bo
     hash chain. Keep the printed end of the chain elsewhere: it tells later whether a line changed.
     """
     from medgen.assembly import from_pretrained
+    from medgen.synthesis.unit import FIRST_FRAMES
     from medgen.synthesis.verify import read_dataset
     from medgen.synthesis.verify import verify as check
 
     generator = None
     if model is not None:
         about, _ = read_dataset(dataset)
-        generator = from_pretrained(model, sampler=about["sampler"], guidance=about["guidance"])
+        first = None
+        if FIRST_FRAMES in about:
+            first = _sampled(read_dataset(dataset / FIRST_FRAMES)[0])
+        how = {part: about[part] for part in ("sampler", "guidance")}
+        generator = from_pretrained(model, **how, first_frame=first)
     result = check(dataset, generator, count=count, seed=seed)
     if as_json:
         click.echo(json.dumps(result.__dict__))
@@ -233,6 +236,42 @@ def _plan(
     )
 
 
+def _sampled(section: dict[str, Any] | None) -> dict[str, Any] | None:
+    """How a generator is sampled, of its recipe's sections."""
+    if section is None:
+        return None
+    return {part: section[part] for part in ("sampler", "guidance")}
+
+
+def _with_first_frames(
+    generator: GenerativeModel,
+    wanted: Plan,
+    out: Path,
+    settings: dict[str, Any],
+    *,
+    real: Path | None,
+    workers: int | None,
+) -> Plan:
+    """Draw the first frames of the clips, filtered if there are real studies to learn from."""
+    from medgen.assembly import build_dataset
+    from medgen.synthesis.cascade import with_first_frames
+    from medgen.synthesis.filters import Filters
+
+    first, filters = settings["first_frame"], None
+    if first["filters"]:
+        if real is None:
+            raise click.UsageError(
+                "first frames are filtered by what real studies show: give their folder with "
+                "--real, or draw without: --set first_frame.filters=[]"
+            )
+        frames = {**settings["data"], "stills": 1}
+        filters = Filters.fitted(first, build_dataset(frames, real))
+    with options.progress_bar("drawing first frames") as progress:
+        return with_first_frames(
+            generator, wanted, out, filters=filters, workers=workers, progress=progress
+        )
+
+
 def _filters(settings: dict[str, Any], real: Path | None) -> Filters | None:
     """The filters asked for, fitted on real studies."""
     from medgen.assembly import build_dataset
@@ -246,6 +285,8 @@ def _filters(settings: dict[str, Any], real: Path | None) -> Filters | None:
     if real is None:
         return None
     if not settings["filters"]:
+        if settings.get("first_frame", {}).get("filters"):
+            return None
         raise click.UsageError(
             "--real: there are no filters to learn from it; name some, such as --no-copies or "
             "--set 'filters=[{type: findings}]'"
@@ -253,9 +294,23 @@ def _filters(settings: dict[str, Any], real: Path | None) -> Filters | None:
     return Filters.fitted(settings, build_dataset(settings["data"], real))
 
 
+def _settings(model: Path, overrides: tuple[str, ...], no_copies: bool) -> dict[str, Any]:
+    """The sections of a generator's recipe, as they are to be sampled."""
+    from medgen.checkpoint import read_recipe
+    from medgen.recipe import override
+
+    settings = override(read_recipe(model), _sampling_only(overrides)).sections
+    if no_copies and all(each["type"] != "copies" for each in settings["filters"]):
+        chosen = [*settings["filters"], {"type": "copies"}]
+        settings = override(settings, [f"filters={json.dumps(chosen)}"]).sections
+    return settings
+
+
 def _sampling_only(overrides: tuple[str, ...]) -> tuple[str, ...]:
     for text in overrides:
         section = text.partition("=")[0].partition(".")[0]
+        if section == "first_frame":
+            section = text.partition(".")[2].partition("=")[0].partition(".")[0]
         if section not in ("data", "sampler", "guidance", "filters") and "budget" not in text:
             raise click.UsageError(
                 f"--set {text}: sampling can change sampler, guidance, filters and their "

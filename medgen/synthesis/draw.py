@@ -29,7 +29,15 @@ from medgen.synthesis.duplicates import without_duplicates
 from medgen.synthesis.export import write_tables
 from medgen.synthesis.filters import Filters
 from medgen.synthesis.plan import Plan
-from medgen.synthesis.unit import draw_unit, one_thread, record_sample, seed_of, units_of
+from medgen.synthesis.unit import (
+    FIRST_FRAMES,
+    draw_unit,
+    one_thread,
+    record_sample,
+    seed_of,
+    units_of,
+)
+from medgen.synthesis.verify import read_dataset
 from medgen.types import Batch
 
 Progress = Callable[[int, int], None]
@@ -85,7 +93,7 @@ def synthesize(
     Raises:
         OutputError: the folder holds something else or cannot be written.
     """
-    about = _about(model, plan, filters)
+    about = _about(model, plan, filters) | _first_frames(out)
     if _claim(out, about):
         _tidy(out)
         return Drawn(out, 0, 0.0)
@@ -127,6 +135,14 @@ def _about(model: GenerativeModel, plan: Plan, filters: Filters | None) -> dict[
         "attention": resolved_backend(device),
         "versions": {"medgen": __version__, "torch": torch.__version__},
     }
+
+
+def _first_frames(out: Path) -> dict[str, Any]:
+    """Which dataset of first frames clips are drawn from, if one stands in their folder."""
+    if not (out / FIRST_FRAMES / "dataset.json").is_file():
+        return {}
+    about, _ = read_dataset(out / FIRST_FRAMES)
+    return {FIRST_FRAMES: {key: about[key] for key in ("checkpoint", "plan", "count", "chain")}}
 
 
 def _claim(out: Path, about: dict[str, Any]) -> bool:
@@ -173,6 +189,7 @@ def _is_free(out: Path) -> bool:
         return True
     ours = (LOCK, "parts")
     held = [path for path in out.rglob("*") if path.name not in ours]
+    held = [path for path in held if path.relative_to(out).parts[0] != FIRST_FRAMES]
     return all(path.parent.name == "parts" and path.name.startswith(".about.") for path in held)
 
 

@@ -159,7 +159,8 @@ def plan_like(model: GenerativeModel, dataset: Dataset, *, count: int, seed: int
     """A plan that asks a model for the conditions of real studies, each about equally often.
 
     Label, scalars, mask, ECG and first frame of one study stay together, so what is asked for is
-    possible; the plan knows which study they are of.
+    possible; the plan knows which study they are of. First frames that the model draws are not
+    asked for.
 
     Raises:
         DataError: a study has a geometry that the model was not trained on.
@@ -174,7 +175,8 @@ def plan_like(model: GenerativeModel, dataset: Dataset, *, count: int, seed: int
     if geometry is not None and source.affine is not None:
         geometry.require_tilt(tilt_of(source.affine), "studies to draw like: ")
     rows = source.select([kept.index(index) for index in chosen])
-    asked = {name: getattr(rows, name) for name in model.conditioner.reads}
+    drawn = () if model.first_frame is None else ("frame",)
+    asked = {name: getattr(rows, name) for name in model.conditioner.reads.difference(drawn)}
     conditions = Batch(**asked, provenance=rows.provenance)
     return Plan(conditions, tuple(derive(seed, index) for index in range(count)))
 

@@ -20,6 +20,9 @@ from medgen.synthesis.export import condition_of, write_sample
 from medgen.synthesis.plan import Plan
 from medgen.types import Batch, Provenance
 
+FIRST_FRAMES = "first_frames"
+"""Where, in the folder of a dataset of clips, the dataset of their first frames stands."""
+
 
 def units_of(plan: Plan, micro_batch: int) -> list[range]:
     """The units of a plan: indices of their samples, in order."""
