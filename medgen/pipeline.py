@@ -360,7 +360,9 @@ class Run:
         }
         latents = cached_latents(part, codec, **settings)
         flipped = cached_latents(part, codec, flip=True, **settings) if flip else None
-        return TrainingData(latents, conditions_of(part), flipped)
+        parts = self.recipe.sections["conditioner"].values()
+        memory = max((each["frames"] for each in parts if each["type"] == "memory"), default=0)
+        return TrainingData(latents, conditions_of(part, memory=memory), flipped)
 
 
 def _preview(like: Subset, folder: Path, model: GenerativeModel, images: int) -> None:
@@ -381,8 +383,13 @@ def _seeded(recipe: Recipe, part: str) -> Iterator[None]:
         yield
 
 
-def conditions_of(dataset: Dataset) -> Batch:
-    """The conditions of all studies in one batch, read in parts so that images need not all fit."""
+def conditions_of(dataset: Dataset, *, memory: int = 0) -> Batch:
+    """The conditions of all studies in one batch, read in parts so that images need not all fit.
+
+    Args:
+        dataset: of the studies.
+        memory: frames of a clip's memory, see `Batch.conditions`.
+    """
     starts = range(0, len(dataset), 256)
     parts = (load(dataset, range(k, min(k + 256, len(dataset)))) for k in starts)
-    return Batch.concat([part.conditions(dataset.schema) for part in parts])
+    return Batch.concat([part.conditions(dataset.schema, memory=memory) for part in parts])

@@ -13,7 +13,7 @@ from medgen.checkpoint import FIRST_FRAME
 from medgen.cli.main import cli
 from medgen.data.splits import load
 from medgen.data.synthetic import SyntheticDataset
-from medgen.errors import CheckpointError, RecipeError
+from medgen.errors import CheckpointError, DataError, RecipeError
 from medgen.pipeline import Run
 from medgen.recipe import load_recipe
 from medgen.synthesis.cascade import with_first_frames
@@ -121,6 +121,24 @@ class Bright:
     def reasons(self, samples):
         """Why each is rejected."""
         return ["bright" if x.mean() > self.threshold else "" for x in samples.image]
+
+
+def test_long_clips_with_their_ecgs_are_drawn_once_and_again(finished, tmp_path):
+    command = ["sample", finished, "--count", 3, "--like", finished, "--frames", 16, *BARE]
+    short = call(*command, "--out", tmp_path / "short")
+    assert isinstance(short.exception, DataError)
+    assert "needs ECGs of 500 samples, got 250" in str(short.exception)
+    folders = [tmp_path / "one", tmp_path / "two"]
+    longer = ["--set", "data.size=[16, 32, 32]"]
+    for folder, shards in zip(folders, [["0/1"], ["1/2", "0/2"]], strict=True):
+        for shard in shards:
+            done = call(*command, *longer, "--out", folder, "--shard", shard)
+            assert done.exit_code == 0, done.output
+    assert [x["files"] for x in lines(folders[0])] == [x["files"] for x in lines(folders[1])]
+    clips = SyntheticDataset(folders[0])
+    assert clips[0].image.shape == (1, 1, 16, 32, 32)
+    found = verify(folders[0], from_pretrained(finished), count=2)
+    assert (found.redrawn, found.problems) == (4, ())
 
 
 def test_rejected_frames_are_recorded_and_their_clips_left_out(finished, tmp_path):

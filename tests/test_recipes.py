@@ -51,22 +51,32 @@ SMALL = {
 
 
 SMALL["frame_tokenizer"], SMALL["frame_autoencoder"] = SMALL["tokenizer"], SMALL["autoencoder"]
+SMALL["causal_tokenizer"] = ["codec.channels=[8, 8, 8]", *SMALL["tokenizer"][1:]]
 SIZES = {"nnunet": (16, 16, 16), "simulated_ecg": (128,), "simulated_echo": (8, 32, 32)}
 """By reader; all others (32, 32)."""
+CAUSAL = (9, 32, 32)
+"""Of clips for a codec that compresses time but for the first frame."""
 
 
 def size_of(name: str) -> tuple[int, ...]:
     """Of a study as it is drawn."""
     data = load_recipe(name).sections["data"]
-    size = SIZES.get(data["type"], (32, 32))
+    size = read_size(name)
     return size[1:] if "stills" in data else size
+
+
+def read_size(name: str) -> tuple[int, ...]:
+    """Of a study as it is read."""
+    sections = load_recipe(name).sections
+    if sections["codec"]["type"].startswith("causal"):
+        return CAUSAL
+    return SIZES.get(sections["data"]["type"], (32, 32))
 
 
 def overrides_for(name: str) -> list[str]:
     sections = load_recipe(name).sections
     volumes = sections["data"]["type"] == "nnunet"
-    size = SIZES.get(sections["data"]["type"], (32, 32))
-    chosen = [f"data.size={list(size)}"]
+    chosen = [f"data.size={list(read_size(name))}"]
     chosen += SMALL.get(sections["codec"]["type"], [])
     if "backbone" in sections:
         chosen += SMALL[sections["backbone"]["type"]] + SMALL["generator"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
         "medgen sample MODEL --out DIR --masks folder/of/masks",
         "medgen sample MODEL --out DIR --count 500 --like ~/studies",
         "medgen sample MODEL --out DIR --spacing 0.8,0.8,2.5",
+        "medgen sample runs/echo/long-48 --out DIR --count 16 --frames 64",
         "medgen sample MODEL --out DIR --set sampler.steps=32 --set guidance.type=autoguidance",
         "medgen sample MODEL --out DIR --real ~/studies --no-copies",
         "medgen sample MODEL --out DIR --real ~/studies --set 'filters=[{type: findings}]'",
@@ -57,6 +59,11 @@ if TYPE_CHECKING:
     help="Folder of real studies from which the filters learn.",
 )
 @click.option("--no-copies", is_flag=True, help="Refuse copies of the training studies of --real.")
+@click.option(
+    "--frames",
+    type=click.IntRange(1),
+    help="Of clips longer than the generator learned from, by windows that overlap by half.",
+)
 @click.option("--seed", type=int, default=0, show_default=True, help="All seeds derive from it.")
 @click.option("--workers", type=click.IntRange(1), help="Threads on a CPU. Default: its cores.")
 @click.option(
@@ -83,6 +90,7 @@ def sample(
     like: Path | None,
     real: Path | None,
     no_copies: bool,
+    frames: int | None,
     seed: int,
     workers: int | None,
     memory: float | None,
@@ -125,6 +133,7 @@ def sample(
         spacing=_lengths("--spacing", spacing),
         field_of_view=_lengths("--field-of-view", field_of_view),
         orientation=orientation,
+        frames=frames,
         seed=seed,
     )
     if generator.first_frame is not None and wanted.conditions.frame is None:
@@ -211,10 +220,12 @@ def _plan(
     spacing: list[float] | None,
     field_of_view: list[float] | None,
     orientation: str,
+    frames: int | None,
     seed: int,
 ) -> Plan:
     """What the options ask for, of a geometry that the model was trained on."""
     from medgen.synthesis.contract import Geometry
+    from medgen.synthesis.long_clips import require_length
     from medgen.synthesis.masks import mask_folder
     from medgen.synthesis.plan import plan, plan_from_table, plan_like
 
@@ -222,18 +233,23 @@ def _plan(
     if geometry is not None:
         geometry.require_orientation(orientation)
     if conditions is not None:
-        return plan_from_table(model.drawn, conditions, geometry=geometry, seed=seed)
-    if like is not None:
-        return plan_like(model, like, count=count, seed=seed)
-    return plan(
-        model,
-        count=count,
-        labels=labels,
-        masks=None if masks is None else mask_folder(masks, model.drawn, geometry),
-        spacing=spacing,
-        field_of_view=field_of_view,
-        seed=seed,
-    )
+        made = plan_from_table(model.drawn, conditions, geometry=geometry, seed=seed)
+    elif like is not None:
+        made = plan_like(model, like, count=count, seed=seed)
+    else:
+        made = plan(
+            model,
+            count=count,
+            labels=labels,
+            masks=None if masks is None else mask_folder(masks, model.drawn, geometry),
+            spacing=spacing,
+            field_of_view=field_of_view,
+            seed=seed,
+        )
+    if frames is None:
+        return made
+    require_length(model, frames, made.conditions.ecg)
+    return replace(made, frames=frames)
 
 
 def _sampled(section: dict[str, Any] | None) -> dict[str, Any] | None:

@@ -70,4 +70,4 @@ def with_first_frames(
         for source, frame in zip(sources, frames.provenance, strict=True)
     )
     conditions = replace(kept, frame=frames.image, provenance=provenance)
-    return Plan(conditions, tuple(plan.seeds[place] for place in places))
+    return replace(plan, conditions=conditions, seeds=tuple(plan.seeds[place] for place in places))

@@ -32,6 +32,7 @@ from medgen.synthesis.plan import Plan
 from medgen.synthesis.unit import (
     FIRST_FRAMES,
     draw_unit,
+    drawn_by,
     one_thread,
     record_sample,
     seed_of,
@@ -118,6 +119,8 @@ def _about(model: GenerativeModel, plan: Plan, filters: Filters | None) -> dict[
 
     device = next(model.backbone.parameters()).device
     parts: dict[str, Any] = {} if filters is None else {"filters": filters.about()}
+    if plan.frames is not None:
+        parts["frames"] = plan.frames
     if model.weak is not None:
         parts["weak"] = model.weak.source
     decoding = model.decoding()
@@ -173,7 +176,7 @@ def _holds(file: Path, about: dict[str, Any]) -> bool:
     if not file.is_file():
         return False
     held = json.loads(file.read_text())
-    named = (*about, "filters")  # absent where nothing was filtered
+    named = (*about, "filters", "frames")  # absent where nothing was filtered, or is long
     changed = [key for key in dict.fromkeys(named) if held.get(key) != about.get(key)]
     if changed:
         raise OutputError(
@@ -228,7 +231,7 @@ def _draw(
     rejected: list[dict[str, Any]] = []
     for attempt in range(1 if filters is None else filters.budget):
         seeds = [seed_of(plan.seeds[index], attempt) for index in places]
-        drawn = draw_unit(model, conditions, seeds)
+        drawn = draw_unit(model, conditions, seeds, plan.frames)
         reasons = _reasons(filters, drawn)
         for place, index in enumerate(places):
             if index in records:
@@ -279,7 +282,7 @@ def _assemble(
             rejected += repeats
         if filters is not None:
             about = about | _judged(out, about, len(plan), len(records), rejected)
-        schema = model.drawn
+        schema = drawn_by(model, plan.frames)
         if not any("mask" in record["files"] for record in records):
             schema = replace(schema, mask_classes=())
         yaml = dump_yaml(model.recipe)

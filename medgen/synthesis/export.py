@@ -180,10 +180,8 @@ def _kept(records: list[dict[str, Any]]) -> str:
         return ""
     return (
         "- `conditions/`: the ECG and the first frame that a sample was asked for, as safetensors; "
-        "where
-  the manifest names a real clip as their source they are a **person's**, under its "
-        "licence
-"
+        "where\n  the manifest names a real clip as their source they are a **person's**, under "
+        "its licence\n"
     )
 
 

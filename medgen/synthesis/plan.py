@@ -30,10 +30,13 @@ class Plan:
     Args:
         conditions: what is asked for, one row a sample; no images.
         seeds: one a sample.
+        frames: of clips that are longer than those that the generator learned from; None is as
+            long as those.
     """
 
     conditions: Batch
     seeds: tuple[int, ...]
+    frames: int | None = None
 
     def __len__(self) -> int:
         return len(self.seeds)
@@ -42,6 +45,8 @@ class Plan:
     def digest(self) -> str:
         """SHA-256 of seeds and conditions: two plans draw the same dataset or differ here."""
         digest = hashlib.sha256(repr(self.seeds).encode())
+        if self.frames is not None:
+            digest.update(f"frames {self.frames}".encode())
         for field in fields(self.conditions):
             value = getattr(self.conditions, field.name)
             if isinstance(value, Tensor):

@@ -21,8 +21,8 @@ from medgen.synthesis.export import write_sample
 from medgen.synthesis.kept import KEPT, read_kept
 from medgen.synthesis.masks import read_masks
 from medgen.synthesis.plan import Plan
-from medgen.synthesis.unit import FIRST_FRAMES, draw_unit
-from medgen.types import Batch
+from medgen.synthesis.unit import FIRST_FRAMES, draw_unit, drawn_by
+from medgen.types import Batch, Schema
 
 
 @dataclass(frozen=True)
@@ -135,8 +135,9 @@ def _drawn_differently(
     about: dict[str, Any],
     chosen: list[int],
 ) -> Iterable[str]:
-    size = about["micro_batch"]
-    plan = _plan(folder, records, model)
+    size, frames = about["micro_batch"], about.get("frames")
+    schema = drawn_by(model, frames)
+    plan = _plan(folder, records, model, schema)
     units: dict[int, list[int]] = {}
     for row, record in enumerate(records):
         units.setdefault(record["index"] // size, []).append(row)
@@ -147,23 +148,24 @@ def _drawn_differently(
         places = {records[row]["index"] % size: row for row in rows}
         filled = [places.get(place, rows[0]) for place in range(max(places) + 1)]
         seeds = [plan.seeds[row] for row in filled]
-        drawn = draw_unit(model, plan.conditions.select(filled), seeds)
+        drawn = draw_unit(model, plan.conditions.select(filled), seeds, frames)
         for place, row in places.items():
             if row not in chosen:
                 continue
             with tempfile.TemporaryDirectory() as scratch:
-                files = write_sample(Path(scratch), "again", drawn.select([place]), model.drawn)
+                files = write_sample(Path(scratch), "again", drawn.select([place]), schema)
             if files["image"]["sha256"] != records[row]["files"]["image"]["sha256"]:
                 yield f"{records[row]['id']}: drawn again from its seed, it is another image"
 
 
-def _plan(folder: Path, records: list[dict[str, Any]], model: GenerativeModel) -> Plan:
+def _plan(
+    folder: Path, records: list[dict[str, Any]], model: GenerativeModel, schema: Schema
+) -> Plan:
     """The plan that a manifest and the conditions kept beside it tell of.
 
     Raises:
         DataError: it asked for ECGs or first frames that the dataset does not hold.
     """
-    schema = model.drawn
     asked = [record["condition"] for record in records]
     masks_asked = not model.schema.mask_channels or any("mask" in a for a in asked)
     kept = [record["files"].get("condition") for record in records]
