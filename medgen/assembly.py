@@ -14,6 +14,7 @@ import torch
 from medgen import registry
 from medgen.checkpoint import (
     CARD,
+    FIRST_FRAME,
     RECIPE,
     WEAK,
     WEIGHTS,
@@ -26,6 +27,7 @@ from medgen.checkpoint import (
 )
 from medgen.conditioners.joint import JointConditioner
 from medgen.data.joint import Joint
+from medgen.data.stills import Stills
 from medgen.disk import write_bytes
 from medgen.document import Document, dump_yaml
 from medgen.errors import CheckpointError, DataError, OutputError, RecipeError
@@ -43,7 +45,7 @@ def build_dataset(section: dict[str, Any], root: Path | None) -> Dataset:
     """The dataset of a recipe's `data` section.
 
     Args:
-        section: the checked section.
+        section: the checked section; with `stills`, images that are so many frames of each clip.
         root: where data lives on this machine; None means the folder named by MEDGEN_DATA.
 
     Raises:
@@ -60,8 +62,10 @@ def build_dataset(section: dict[str, Any], root: Path | None) -> Dataset:
             )
         if not root.is_dir():
             raise DataError(f"{root}: there is no such folder of studies")
-    settings = {k: v for k, v in _arguments(section).items() if k != "joint"}
-    return registry.build("data", section["type"], settings, root=root)
+    around = ("joint", "stills")
+    settings = {k: v for k, v in _arguments(section).items() if k not in around}
+    dataset = registry.build("data", section["type"], settings, root=root)
+    return Stills(dataset, section["stills"]) if "stills" in section else dataset
 
 
 def taught(dataset: Dataset, section: dict[str, Any]) -> Dataset:
@@ -126,6 +130,7 @@ def from_pretrained(
     device: str = "cpu",
     sampler: Mapping[str, Any] | None = None,
     guidance: Mapping[str, Any] | None = None,
+    first_frame: Mapping[str, Any] | None = None,
 ) -> GenerativeModel:
     """The generative model of a checkpoint's folder, or of a run's.
 
@@ -134,27 +139,39 @@ def from_pretrained(
         device: where to put it.
         sampler: another `sampler` section than that of the recipe, such as {"type": "heun"}.
         guidance: another `guidance` section, such as {"type": "classifier_free", "scale": 2.0}.
+        first_frame: other `sampler` and `guidance` sections of its generator of first frames.
 
     Raises:
         CheckpointError: there is none, it is damaged, or it holds no generator.
         RecipeError: sampler or guidance are wrong.
     """
     folder = find_checkpoint(path)
-    state, metadata = read_weights(folder)
-    if metadata.get("kind") != "generator":
-        raise CheckpointError(f"{folder}: holds a {metadata.get('kind')}, expected a generator")
     others = {"sampler": sampler, "guidance": guidance}
     asked = {name: dict(section) for name, section in others.items() if section is not None}
-    sections = check(Document(json.loads(metadata["recipe"]) | asked)).sections
+    model = _generator(folder / WEIGHTS, asked)
+    if model.guided_by_weak:
+        model.weak = _weak_model(folder / WEAK, model).to(device).eval()
+    if "first_frame" in model.recipe:
+        model.first_frame = _generator(folder / FIRST_FRAME, first_frame or {}).to(device).eval()
+    return model.to(device).eval()
+
+
+def _generator(file: Path, asked: Mapping[str, Any]) -> GenerativeModel:
+    """The generative model of a file of weights, sampled as its recipe says or as is asked."""
+    if not file.is_file():
+        raise CheckpointError(f"{file.parent}: its recipe needs {file.name}, which is not there")
+    state, metadata = read_weights(file)
+    if metadata.get("kind") != "generator":
+        raise CheckpointError(f"{file}: holds a {metadata.get('kind')}, expected a generator")
+    held = json.loads(metadata["recipe"])
+    sections = check(Document(held | {part: dict(asked[part]) for part in asked})).sections
     schema = Schema.from_dict(json.loads(metadata["schema"]))
     model = build_model(sections, schema, build_codec(sections["codec"], schema))
-    load_into(model, state, source=str(folder))
+    load_into(model, state, source=str(file))
     model.source = metadata["digest"]
     model.recipe = sections
     model.statistics = json.loads(metadata.get("statistics", "{}"))
-    if model.guided_by_weak:
-        model.weak = _weak_model(folder / WEAK, model).to(device).eval()
-    return model.to(device).eval()
+    return model
 
 
 def _weak_model(path: Path, strong: GenerativeModel) -> GenerativeModel:
@@ -318,7 +335,7 @@ def train_settings(section: dict[str, Any]) -> TrainSettings:
 def export_checkpoint(run: str | Path, out: Path, *, half: bool = False) -> str:
     """Write weights, recipe and card of a run into a new folder; returns the weights' digest.
 
-    The weak model goes with them where the recipe guides by it.
+    The weak model goes with them where the recipe guides by it, and the generator of first frames.
 
     Args:
         run: a checkpoint's or run's folder.
@@ -338,6 +355,8 @@ def export_checkpoint(run: str | Path, out: Path, *, half: bool = False) -> str:
     write_bytes(out / RECIPE, dump_yaml(sections).encode())
     if sections.get("guidance", {}).get("type") == "autoguidance":
         _export_weights(folder / WEAK, out / WEAK, half)
+    if "first_frame" in sections:
+        _export_weights(folder / FIRST_FRAME, out / FIRST_FRAME, half)
     return _export_weights(folder, out / WEIGHTS, half)
 
 

@@ -3,7 +3,8 @@
 A checkpoint is a folder that holds `model.safetensors` (averaged weights of the whole model, with
 recipe, schema, digest and version in its metadata), `recipe.yaml`, `card.md` and, for
 autoguidance, `weak.safetensors` (a worse model: averaged weights of an early stage of the same run,
-or those of the recipe's `guidance.weak`).
+or those of the recipe's `guidance.weak`), and, where first frames are drawn before clips,
+`first_frame.safetensors` (the generator of the recipe's `first_frame`).
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from medgen.errors import CheckpointError
 
 WEIGHTS = "model.safetensors"
 WEAK = "weak.safetensors"
+FIRST_FRAME = "first_frame.safetensors"
 RECIPE = "recipe.yaml"
 CARD = "card.md"
 

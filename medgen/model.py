@@ -44,6 +44,7 @@ class GenerativeModel(nn.Module):
         recipe: resolved sections of the recipe that trained them.
         statistics: of the training studies' labels and scalars, for plans.
         weak: a worse model of the same shape, for autoguidance.
+        first_frame: what draws the first frames that clips are asked for, where nobody gives them.
     """
 
     def __init__(
@@ -74,6 +75,7 @@ class GenerativeModel(nn.Module):
         self.dropout = torch.tensor([shares.get(name, DROPOUT) for name in names])
         self.micro_batch = micro_batch
         self.weak: GenerativeModel | None = None
+        self.first_frame: GenerativeModel | None = None
         self.source = "untrained"
         self.recipe: dict[str, Any] = {}
         self.statistics: dict[str, Any] = {}

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -21,7 +21,6 @@ from medgen.assembly import (
     build_dataset,
     build_model,
     checkpoint_metadata,
-    from_pretrained,
     load_codec,
     start_codec_from,
     start_from,
@@ -29,6 +28,7 @@ from medgen.assembly import (
     train_settings,
 )
 from medgen.checkpoint import (
+    FIRST_FRAME,
     RECIPE,
     WEAK,
     WEIGHTS,
@@ -38,6 +38,7 @@ from medgen.checkpoint import (
 )
 from medgen.data.latents import cached_latents
 from medgen.data.splits import Subset, by_split, check_leakage, load
+from medgen.data.stills import Stills
 from medgen.disk import write_bytes
 from medgen.errors import DataError, OutputError, RecipeError
 from medgen.evidence import SYNTHETIC, check_proof, evaluate_run, prove_run, report_run
@@ -46,12 +47,9 @@ from medgen.protocols import Codec, Dataset, LearnedCodec
 from medgen.recipe import Recipe, digest
 from medgen.rng import derive
 from medgen.samplers.guidance import NoGuidance
-from medgen.synthesis.plan import Plan, describe, plan, plan_like
+from medgen.synthesis.plan import describe, plan_like
 from medgen.training.learner import TrainingData
 from medgen.types import Batch, Progress, Schema
-
-if TYPE_CHECKING:
-    from medgen.synthesis.filters import Filters
 
 logger = logging.getLogger(__name__)
 
@@ -163,42 +161,19 @@ class Run:
 
     def synthesize(self) -> Path:
         """Draw the dataset of the recipe's `sample` section into `synthetic/`."""
-        from medgen.synthesis.draw import synthesize
+        from medgen.synthesis.stage import draw_run
 
-        out = self.out / SYNTHETIC
-        if not (out / "dataset.json").is_file():
-            self.say(f"Drawing {self.recipe.sections['sample']['count']} synthetic studies")
-            how = {part: self.recipe.sections[part] for part in ("sampler", "guidance")}
-            model = from_pretrained(self.out, device=self.device, **how)
-            with self.progress("drawing") as progress:
-                drawn = synthesize(
-                    model, self._plan(model), out, filters=self._filters(), progress=progress
-                )
-            self.say(f"Drew {drawn.count} studies, {drawn.rate:.1f} images/s")
-        return out
-
-    def _filters(self) -> Filters | None:
-        """What the recipe rejects, learned from its studies."""
-        from medgen.synthesis.filters import Filters
-
-        if not self.recipe.sections["filters"]:
-            return None
-        self.say("Fitting the filters")
-        return Filters.fitted(self.recipe.sections, self.studies)
-
-    def _plan(self, model: GenerativeModel) -> Plan:
-        """What the recipe asks for: findings, or, if it reads more, what training studies hold."""
-        settings = self.recipe.sections["sample"]
-        if model.conditioner.reads - {"label"}:
-            return plan_like(
-                model, self.split("train"), count=settings["count"], seed=settings["seed"]
-            )
-        return plan(
-            model,
-            count=settings["count"],
-            labels=settings["labels"],
-            seed=settings["seed"],
+        draw_run(
+            self.out,
+            self.out / SYNTHETIC,
+            self.recipe,
+            studies=self.studies,
+            train=self.split("train"),
+            device=self.device,
+            progress=self.progress,
+            say=self.say,
         )
+        return self.out / SYNTHETIC
 
     def _claim(self) -> None:
         held = self.out / RECIPE
@@ -277,6 +252,9 @@ class Run:
         if "generator" in self.recipe.sections:
             self._take_generator(find_checkpoint(self.recipe.sections["generator"]["checkpoint"]))
             return
+        first = self.recipe.first_frame
+        if first is not None:
+            self._train_first_frame(first)
         self.say("Reading studies")
         codec = self._codec()
         data = (
@@ -290,6 +268,19 @@ class Run:
             write_bytes(self.out / WEAK, (self.out / "weak" / WEIGHTS).read_bytes())
         self.say("Training the generator")
         self._train_network(self.recipe, self.out, codec, data, early=weak is None)
+
+    def _train_first_frame(self, recipe: Recipe) -> None:
+        """Train the generator of first frames in a folder of its own, and take its weights."""
+        self.say("Training the generator of first frames")
+        job = Run(
+            recipe,
+            self.out / "first_frame",
+            device=self.device,
+            progress=self.progress,
+            say=self.say,
+        )
+        job.studies = Stills(self.studies, 1)
+        write_bytes(self.out / FIRST_FRAME, (job.train() / WEIGHTS).read_bytes())
 
     def _take_generator(self, checkpoint: Path) -> None:
         """Take a trained generator's weights into the run's folder.
@@ -311,7 +302,7 @@ class Run:
                 f"It was trained on {saw['studies']} studies, these splits train on {len(train)}: "
                 "if patients of the test split were among them, the evidence is worthless"
             )
-        for name in (WEAK, WEIGHTS):
+        for name in (WEAK, FIRST_FRAME, WEIGHTS):
             if (checkpoint / name).is_file():
                 write_bytes(self.out / name, (checkpoint / name).read_bytes())
 
@@ -369,7 +360,9 @@ class Run:
         }
         latents = cached_latents(part, codec, **settings)
         flipped = cached_latents(part, codec, flip=True, **settings) if flip else None
-        return TrainingData(latents, conditions_of(part), flipped)
+        parts = self.recipe.sections["conditioner"].values()
+        memory = max((each["frames"] for each in parts if each["type"] == "memory"), default=0)
+        return TrainingData(latents, conditions_of(part, memory=memory), flipped)
 
 
 def _preview(like: Subset, folder: Path, model: GenerativeModel, images: int) -> None:
@@ -390,8 +383,13 @@ def _seeded(recipe: Recipe, part: str) -> Iterator[None]:
         yield
 
 
-def conditions_of(dataset: Dataset) -> Batch:
-    """The conditions of all studies in one batch, read in parts so that images need not all fit."""
+def conditions_of(dataset: Dataset, *, memory: int = 0) -> Batch:
+    """The conditions of all studies in one batch, read in parts so that images need not all fit.
+
+    Args:
+        dataset: of the studies.
+        memory: frames of a clip's memory, see `Batch.conditions`.
+    """
     starts = range(0, len(dataset), 256)
     parts = (load(dataset, range(k, min(k + 256, len(dataset)))) for k in starts)
-    return Batch.concat([part.conditions(dataset.schema) for part in parts])
+    return Batch.concat([part.conditions(dataset.schema, memory=memory) for part in parts])

@@ -23,15 +23,22 @@ from medgen.errors import MedgenError, RecipeError, did_you_mean
 
 SECTIONS = {
     "generator": (
-        "name", "summary", "generator", "data", "codec", "conditioner", "backbone", "objective",
-        "sampler", "guidance", "train", "sample", "filters", "evaluate", "prove",
+        "name", "summary", "generator", "data", "first_frame", "codec", "conditioner", "backbone",
+        "objective", "sampler", "guidance", "train", "sample", "filters", "evaluate", "prove",
+    ),
+    "first_frame": (
+        "name", "codec", "conditioner", "backbone", "objective", "sampler", "guidance", "train",
+        "sample", "filters",
     ),
     "codec": ("name", "summary", "data", "codec"),
 }  # fmt: skip
-"""Keys of a recipe that trains a generator, and of one that trains a codec, in order."""
+"""Keys of a recipe that trains a generator, of its part that draws first frames, and of one that
+trains a codec, in order."""
 TRAINED = ("codec", "conditioner", "backbone", "objective", "train")
 SAMPLED = ("sampler", "guidance")
 """Sections that decide a generator's weights, and how it is sampled."""
+LAID = ("data", "first_frame", *TRAINED, *SAMPLED)
+"""Sections that a recipe takes from the one that trains its generator."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +81,18 @@ class Recipe:
             | {"images": given["images"], "init_from": None, "freeze": False},
         }
         return Recipe({**self.sections, **changed}, "generator")
+
+    @property
+    def first_frame(self) -> Recipe | None:
+        """What trains the generator of first frames, on those of this recipe's clips; or None."""
+        given = self.sections.get("first_frame")
+        if given is None:
+            return None
+        rest = {key: part for key, part in given.items() if key != "checkpoint"}
+        taken = {"generator": {"checkpoint": given["checkpoint"]}} if len(rest) < len(given) else {}
+        clips = {key: part for key, part in self.sections["data"].items() if key != "joint"}
+        shared = {"summary": f"First frames of {self.name}.", "data": clips | {"stills": 1}}
+        return Recipe({**rest, **taken, **shared, "evaluate": [], "prove": None}, "generator")
 
     def to_yaml(self) -> str:
         """The resolved recipe; `load_recipe` of it gives an equal recipe."""
@@ -134,6 +153,7 @@ def load_recipe(name: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     for override in overrides:
         _apply(document, override)
     _expand_generator(document)
+    _expand_first_frame(document)
     _expand_codec(document)
     return check(document)
 
@@ -192,33 +212,66 @@ def _expand_generator(document: Document) -> None:
     if "recipe" in section:
         del document.value["generator"]
         other = _other(document, "generator", section["recipe"])
-        _lay_under(document, other, ("data", *TRAINED, *SAMPLED))
+        _lay_under(document, other, LAID)
     elif "checkpoint" in section:
-        from medgen.checkpoint import read_recipe
-
-        place = document.place(("generator", "checkpoint"))
-        try:
-            held = read_recipe(section["checkpoint"])
-        except MedgenError as error:
-            raise RecipeError(f"{place}: generator.checkpoint: {error}") from error
-        for key in TRAINED:
-            if key in document.value and document.value[key] != held.get(key):
-                where = document.place((key,))
-                raise RecipeError(f"{where}: {key}: is decided by the checkpoint; remove it")
-        _lay_under(document, Document(held), ("data", *TRAINED, *SAMPLED))
+        held = _held(document, "generator", section["checkpoint"])
+        _lay_under(document, Document(held), LAID)
 
 
-def _other(document: Document, kind: str, name: Any) -> Document:
-    """The recipe that a recipe names as what trains its codec or generator."""
-    place = document.place((kind, "recipe"))
+def _expand_first_frame(document: Document) -> None:
+    """Write out the generator of `first_frame: {recipe: NAME, ...}` or `{checkpoint: PATH, ...}`.
+
+    What stands beside is laid over it. It learns from the first frames of this recipe's own clips.
+    """
+    section = document.value.get("first_frame")
+    named = {"recipe", "checkpoint"} & section.keys() if isinstance(section, dict) else ()
+    if len(named) != 1 or "name" in section:  # wrong, which the check tells, or written out before
+        return
+    (source,) = named
+    taken = section.pop(source)
+    if source == "recipe":
+        other = _other(document, "first_frame", taken)
+        _expand_generator(other)
+        _expand_codec(other)
+    else:
+        other = Document(_held(document, "first_frame", taken))
+        section["checkpoint"] = taken
+    keys = [key for key in SECTIONS["first_frame"] if key in other.value]
+    document.value["first_frame"] = _merge({key: other.value[key] for key in keys}, section)
+    for key, where in other.places.items():
+        document.places.setdefault(("first_frame", *key), where)
+
+
+def _held(document: Document, section: str, path: Any) -> dict[str, Any]:
+    """The recipe of the checkpoint that a section names; what made its weights stays."""
+    from medgen.checkpoint import read_recipe
+
+    try:
+        held = read_recipe(path)
+    except MedgenError as error:
+        place = document.place((section, "checkpoint"))
+        raise RecipeError(f"{place}: {section}.checkpoint: {error}") from error
+    where: Key = () if section == "generator" else (section,)
+    above = document.value[section] if where else document.value
+    for key in TRAINED:
+        if key in above and above[key] != held.get(key):
+            place, name = document.place((*where, key)), ".".join(map(str, (*where, key)))
+            raise RecipeError(f"{place}: {name}: is decided by the checkpoint; remove it")
+    return held
+
+
+def _other(document: Document, section: str, name: Any) -> Document:
+    """The recipe that a section names as what trains its codec or generator."""
+    place = document.place((section, "recipe"))
+    kind = "codec" if section == "codec" else "generator"
     try:
         path = find(str(name))
     except RecipeError as error:
-        raise RecipeError(f"{place}: {kind}.recipe: {error}") from error
+        raise RecipeError(f"{place}: {section}.recipe: {error}") from error
     other = read_yaml(path.read_text(encoding="utf-8"), str(path))
     trains = isinstance(other.value, dict) and ("backbone" in other.value) == (kind == "generator")
     if not trains:
-        raise RecipeError(f"{place}: {kind}.recipe: '{name}' does not train a {kind}")
+        raise RecipeError(f"{place}: {section}.recipe: '{name}' does not train a {kind}")
     return other
 
 

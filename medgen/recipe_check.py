@@ -34,10 +34,12 @@ class Checker:
 
     Args:
         document: the recipe, overrides applied.
+        within: the section that it is a part of, of a larger recipe; empty for a whole one.
     """
 
-    def __init__(self, document: Document) -> None:
+    def __init__(self, document: Document, within: Key = ()) -> None:
         self.document = document
+        self.within = within
         self.problems: list[str] = []
         self.parts: dict[str, Any] = {}
 
@@ -51,7 +53,7 @@ class Checker:
                 )
         complete: dict[str, Any] = {}
         for section in sections:
-            if section == "generator" and section not in given:
+            if section in ("generator", "first_frame") and section not in given:
                 continue
             if section not in given and section not in DEFAULTS:
                 self.problem((), f"'{section}' is missing")
@@ -60,6 +62,7 @@ class Checker:
             complete[section] = self.section(section, value)
         self._same_domain()
         self._masks_once(complete)
+        self._frames_wanted(complete)
         return complete
 
     def section(self, section: str, value: Any) -> Any:
@@ -72,6 +75,8 @@ class Checker:
             if not isinstance(value, dict) or set(value) != {"checkpoint"}:
                 self.problem((section,), f"expected recipe or checkpoint, got {_show(value)}")
             return value
+        if section == "first_frame":
+            return self._first_frame(value)
         if section in COMPONENTS:
             return self._component(section, value, (section,))
         if section == "conditioner":
@@ -86,8 +91,23 @@ class Checker:
     def problem(self, path: Key, text: str) -> None:
         """Remember that the value at `path` is wrong."""
         place = self.document.place(path)
-        key = ".".join(str(part) for part in path)
+        key = ".".join(str(part) for part in (*self.within, *path))
         self.problems.append(": ".join(part for part in (place, key, text) if part))
+
+    def _first_frame(self, value: Any) -> dict[str, Any]:
+        """The recipe of the generator of first frames, which has no data of its own."""
+        from medgen.recipe import SECTIONS
+
+        if not isinstance(value, dict) or "name" not in value:
+            self.problem(("first_frame",), f"expected recipe or checkpoint, got {_show(value)}")
+            return {}
+        within: Key = (*self.within, "first_frame")
+        places = {key[1:]: at for key, at in self.document.places.items() if key[:1] == within[-1:]}
+        own = {key: part for key, part in value.items() if key != "checkpoint"}
+        checker = Checker(Document(own, places), within)
+        complete = checker.recipe("first_frame", SECTIONS["first_frame"])
+        self.problems += checker.problems
+        return complete | ({} if len(own) == len(value) else {"checkpoint": value["checkpoint"]})
 
     def _component(self, kind: str, value: Any, path: Key) -> dict[str, Any]:
         if not isinstance(value, dict):
@@ -142,6 +162,10 @@ class Checker:
             extra["joint"] = value.pop("joint")
             if not isinstance(extra["joint"], bool):
                 self.problem((*path, "joint"), f"expected true or false, got {_show(extra)}")
+        if kind == "data" and "stills" in value:
+            extra["stills"] = value.pop("stills")
+            if type(extra["stills"]) is not int or extra["stills"] < 1:
+                self.problem((*path, "stills"), f"expected frames a clip, got {_show(extra)}")
         if kind == "guidance":
             extra["dropout"] = self._dropout(value.pop("dropout", 0.1), (*path, "dropout"))
             if "weak" in value:
@@ -247,6 +271,16 @@ class Checker:
                     ("conditioner", name),
                     "with data.joint masks are drawn with the images; remove one of the two",
                 )
+
+    def _frames_wanted(self, complete: dict[str, Any]) -> None:
+        """First frames are drawn of clips that are asked for by their first frame."""
+        if "first_frame" not in complete:
+            return
+        parts = [part for part in complete.get("conditioner", {}).values() if part]
+        if not any("frame" in registry.find("conditioner", part["type"]).reads for part in parts):  # pyright: ignore
+            self.problem(("first_frame",), "no condition reads it; add one of type: frame")
+        if "stills" in (complete.get("data") or {}):
+            self.problem(("data", "stills"), "first frames are of clips; remove one of the two")
 
     def _same_domain(self) -> None:
         kinds = ("codec", "backbone", "objective", "sampler", "guidance")

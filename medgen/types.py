@@ -235,6 +235,8 @@ class Batch:
         text: one report a study.
         ecg: in mV, (b, leads, samples); NaN is unknown.
         frame: first frame of a clip that is asked for, in [-1, 1]; one with a NaN is unknown.
+        memory: of a clip that continues another: the frames that it begins with, which are the last
+            ones of the other, and behind them an anchor, a frame of the same heart of any time.
         spacing: mm (or s along time) between voxels, one value a spatial axis.
         affine: voxel index -> RAS+ mm.
         provenance: one a study.
@@ -247,6 +249,7 @@ class Batch:
     text: tuple[str, ...] | None = None
     ecg: Float[Tensor, "b leads samples"] | None = None
     frame: Float[Tensor, "b c h w"] | None = None
+    memory: Float[Tensor, "b c frames h w"] | None = None
     spacing: Float[Tensor, "b axes"] | None = None
     affine: Float[Tensor, "b 4 4"] | None = None
     provenance: tuple[Provenance, ...] | None = None
@@ -278,16 +281,28 @@ class Batch:
         }
         return replace(self, **moved)
 
-    def conditions(self, schema: Schema | None = None) -> Batch:
+    def conditions(self, schema: Schema | None = None, *, memory: int = 0) -> Batch:
         """Everything but the image: what a generator can be asked for.
 
         Args:
             schema: of the studies; of clips the first frame is kept as `frame`.
+            memory: so many first frames of a clip are kept as its memory, and an anchor whose place
+                a hash of the study's name tells.
         """
         clips = schema is not None and schema.time and len(schema.size) == 3
-        if clips and self.frame is None and self.image is not None:
-            return replace(self, image=None, frame=self.image[:, :, 0].clone())
-        return replace(self, image=None)
+        if not clips or self.frame is not None or self.image is None:
+            return replace(self, image=None)
+        first = self.image[:, :, 0].clone()
+        return replace(self, image=None, frame=first, memory=self._memory(memory))
+
+    def _memory(self, frames: int) -> Tensor | None:
+        if not frames or self.image is None:
+            return None
+        names = [each.id for each in self.provenance or ()] or list(map(str, range(len(self))))
+        digests = [hashlib.sha256(name.encode()).digest() for name in names]
+        places = [int.from_bytes(digest[:4]) % self.image.shape[2] for digest in digests]
+        anchor = self.image[torch.arange(len(self)), :, places]
+        return torch.cat([self.image[:, :, :frames], anchor[:, :, None]], dim=2)
 
     @staticmethod
     def concat(batches: Sequence[Batch]) -> Batch:

@@ -1,5 +1,6 @@
 """Factorised attention, windows over long clips, and the parts of an ECG-conditioned clip model."""
 
+import copy
 from dataclasses import replace
 
 import pytest
@@ -12,6 +13,7 @@ from medgen.codecs.pixels import Pixels
 from medgen.conditioners.ecg import EcgConditioner
 from medgen.conditioners.frame import FrameConditioner
 from medgen.conditioners.joint import JointConditioner
+from medgen.conditioners.memory import MemoryConditioner
 from medgen.conditioners.scalar import ScalarConditioner
 from medgen.errors import DataError
 from medgen.evaluation.comparison import Comparison
@@ -25,9 +27,9 @@ from medgen.samplers.flows import Euler, euler_step, grid, solve
 from medgen.samplers.guidance import ClassifierFree
 from medgen.samplers.windows import window_starts, windowed
 from medgen.synthesis.export import condition_of
-from medgen.synthesis.long_clips import sample_long
+from medgen.synthesis.long_clips import _remembering, sample_long
 from medgen.synthesis.plan import plan_like
-from medgen.types import Conditioning, CondSpec, LatentSpec
+from medgen.types import Batch, Conditioning, CondSpec, LatentSpec
 
 CLIP = LatentSpec("continuous", (4, 4, 6), 2)
 SMALL = {"depth": 3, "width": 24, "heads": 2, "factorised": True}
@@ -213,6 +215,30 @@ def flow():
     return model, data
 
 
+@pytest.fixture(scope="module")
+def remembering():
+    """A clip generator with a memory of two frames and an anchor; two frames are a latent one."""
+    torch.manual_seed(0)
+    data = beating(10, frames=8)
+    codec = Pixels(data.schema, patch=2)
+    codec.fit(data.batch.image)
+    conditioner = JointConditioner(
+        {"past": MemoryConditioner(data.schema, codec.latent, frames=2, channels=4)}
+    )
+    woken(conditioner)
+    model = GenerativeModel(
+        data.schema,
+        codec,
+        conditioner,
+        woken(DiT(codec.latent, conditioner.spec, **SMALL)),
+        objective=FlowMatching(),
+        sampler=Euler(2),
+        guidance=ClassifierFree(scale=2.0),
+        micro_batch=2,
+    )
+    return model.eval(), data
+
+
 class TestParts:
     def test_a_loss_and_a_sample(self, flow):
         model, data = flow
@@ -262,6 +288,65 @@ class TestParts:
         # The last window alone holds the end; the first frames belong to the first window.
         assert apart[-4:].min() > 0
         assert apart[:8].max() == 0
+
+    def test_windows_remember_what_was_drawn_before_them(self, remembering):
+        model, data = remembering
+        asked = Batch(scalar=data.batch.scalar[:1])
+        noise = Rng([3]).normal((model.codec.latent.channels, 8, 12, 12))
+        known = _remembering(model, [asked] * 3, noise, [0, 2, 4], 3)
+        assert known[0].memory is None
+
+        def drawn(k):
+            z = model.sampler.sample(
+                model.guided(known[k]), noise[:, :, 2 * k : 2 * k + 4], Rng([3])
+            )
+            return model.codec.decode(z).clamp(-1, 1)
+
+        for k in (1, 2):
+            assert torch.equal(known[k].memory[:, :, :2], drawn(k - 1)[:, :, 4:6])
+            assert torch.equal(known[k].memory[:, :, 2], drawn(0)[:, :, 4])
+
+    def test_memory_tells_on_a_long_clip_of_its_own_seed(self, remembering):
+        model, data = remembering
+        asked = Batch(scalar=data.batch.scalar[:2])
+        both = sample_long(model, asked, [5, 6], frames=16).image
+        alone = sample_long(model, asked.select([1]), [6], frames=16).image
+        assert torch.equal(both[1:], alone)
+        forgotten = copy.deepcopy(model)
+        for part in (
+            forgotten.conditioner.parts.past.last,
+            forgotten.conditioner.parts.past.anchor,
+        ):
+            torch.nn.init.zeros_(part[2].weight)
+        other = sample_long(forgotten, asked.select([1]), [6], frames=16).image
+        apart = (other - alone).abs().amax(dim=(0, 1, 3, 4))
+        assert apart[-4:].min() > 0
+
+    def test_training_clips_give_their_own_memory(self, remembering):
+        model, data = remembering
+        held = data.batch.conditions(data.schema, memory=2).memory
+        assert torch.equal(held[:, :, :2], data.batch.image[:, :, :2])
+        same = (held[:, :, 2:] == data.batch.image).flatten(3).all(dim=3)[:, 0]  # b t
+        assert (same.sum(dim=1) == 1).all()
+        assert len(set(same.int().argmax(dim=1).tolist())) > 2  # anchors of any time
+        part = model.conditioner.parts.past
+        first = part.encode(Batch(memory=held)).grid
+        changed = held.clone()
+        changed[:, :, 0] += 1
+        moved = (part.encode(Batch(memory=changed)).grid - first).abs().amax(dim=(0, 3, 4))
+        assert (moved[:4, 0] > 0).all()  # where the clip repeats its memory, and nowhere else
+        assert moved[:, 1:].max() == moved[4:].max() == 0
+        assert torch.equal(part.null(3).grid, part.encode(Batch(scalar=torch.zeros(3, 1))).grid)
+
+    def test_a_wrong_memory_is_told(self, remembering):
+        model, data = remembering
+        with pytest.raises(ValueError, match="less than the clip's 8"):
+            MemoryConditioner(data.schema, model.codec.latent, frames=8)
+        with pytest.raises(ValueError, match="expected a memory of"):
+            model.conditioner.parts.past.encode(Batch(memory=torch.zeros(1, 1, 2, 24, 24)))
+        asked = Batch(scalar=data.batch.scalar[:1])
+        with pytest.raises(DataError, match="cannot remember 2"):
+            sample_long(model, asked, [5], frames=16, overlap=0)
 
     def test_what_does_not_fit_is_told(self, flow):
         model, data = flow

@@ -51,18 +51,32 @@ SMALL = {
 
 
 SMALL["frame_tokenizer"], SMALL["frame_autoencoder"] = SMALL["tokenizer"], SMALL["autoencoder"]
+SMALL["causal_tokenizer"] = ["codec.channels=[8, 8, 8]", *SMALL["tokenizer"][1:]]
 SIZES = {"nnunet": (16, 16, 16), "simulated_ecg": (128,), "simulated_echo": (8, 32, 32)}
 """By reader; all others (32, 32)."""
+CAUSAL = (9, 32, 32)
+"""Of clips for a codec that compresses time but for the first frame."""
 
 
 def size_of(name: str) -> tuple[int, ...]:
-    return SIZES.get(load_recipe(name).sections["data"]["type"], (32, 32))
+    """Of a study as it is drawn."""
+    data = load_recipe(name).sections["data"]
+    size = read_size(name)
+    return size[1:] if "stills" in data else size
+
+
+def read_size(name: str) -> tuple[int, ...]:
+    """Of a study as it is read."""
+    sections = load_recipe(name).sections
+    if sections["codec"]["type"].startswith("causal"):
+        return CAUSAL
+    return SIZES.get(sections["data"]["type"], (32, 32))
 
 
 def overrides_for(name: str) -> list[str]:
     sections = load_recipe(name).sections
     volumes = sections["data"]["type"] == "nnunet"
-    chosen = [f"data.size={list(size_of(name))}"]
+    chosen = [f"data.size={list(read_size(name))}"]
     chosen += SMALL.get(sections["codec"]["type"], [])
     if "backbone" in sections:
         chosen += SMALL[sections["backbone"]["type"]] + SMALL["generator"]
@@ -70,6 +84,9 @@ def overrides_for(name: str) -> list[str]:
             chosen.append("backbone.depth=2")
     if "weak" in sections.get("guidance", {}):
         chosen += [f"guidance.weak.{c}" for c in SMALL["unet"]] + ["guidance.weak.images=32"]
+    if "first_frame" in sections:
+        inner = SMALL["unet"] + [c for c in SMALL["generator"] if "sample." not in c]
+        chosen += [f"first_frame.{each}" for each in [*inner, "sample.micro_batch=4"]]
     data = sections["data"]
     if data["type"].startswith("simulated"):
         slow = ["data.frames_per_second=8"] if "frames_per_second" in data else []

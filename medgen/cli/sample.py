@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
         "medgen sample MODEL --out DIR --masks folder/of/masks",
         "medgen sample MODEL --out DIR --count 500 --like ~/studies",
         "medgen sample MODEL --out DIR --spacing 0.8,0.8,2.5",
+        "medgen sample runs/echo/long-48 --out DIR --count 16 --frames 64",
         "medgen sample MODEL --out DIR --set sampler.steps=32 --set guidance.type=autoguidance",
         "medgen sample MODEL --out DIR --real ~/studies --no-copies",
         "medgen sample MODEL --out DIR --real ~/studies --set 'filters=[{type: findings}]'",
@@ -57,6 +59,11 @@ if TYPE_CHECKING:
     help="Folder of real studies from which the filters learn.",
 )
 @click.option("--no-copies", is_flag=True, help="Refuse copies of the training studies of --real.")
+@click.option(
+    "--frames",
+    type=click.IntRange(1),
+    help="Of clips longer than the generator learned from, by windows that overlap by half.",
+)
 @click.option("--seed", type=int, default=0, show_default=True, help="All seeds derive from it.")
 @click.option("--workers", type=click.IntRange(1), help="Threads on a CPU. Default: its cores.")
 @click.option(
@@ -83,6 +90,7 @@ def sample(
     like: Path | None,
     real: Path | None,
     no_copies: bool,
+    frames: int | None,
     seed: int,
     workers: int | None,
     memory: float | None,
@@ -97,9 +105,7 @@ def sample(
     on workers, shards or restarts.
     """
     from medgen.assembly import build_dataset, from_pretrained
-    from medgen.checkpoint import read_recipe
     from medgen.data.splits import by_split
-    from medgen.recipe import override
     from medgen.synthesis.draw import synthesize
     from medgen.training.common import resolve_device
 
@@ -107,16 +113,14 @@ def sample(
         raise click.UsageError("--like decides all conditions; leave the other options out")
     if (like is not None or conditions is not None) and (spacing or field_of_view):
         raise click.UsageError("--spacing and --field-of-view do not go with --like, --conditions")
-    settings = override(read_recipe(model), _sampling_only(overrides)).sections
-    if no_copies and all(each["type"] != "copies" for each in settings["filters"]):
-        chosen = [*settings["filters"], {"type": "copies"}]
-        settings = override(settings, [f"filters={json.dumps(chosen)}"]).sections
+    settings = _settings(model, overrides, no_copies)
     filters = _filters(settings, real)
     generator = from_pretrained(
         model,
         device=resolve_device(device),
         sampler=settings["sampler"],
         guidance=settings["guidance"],
+        first_frame=_sampled(settings.get("first_frame")),
     )
     _plan_memory(generator, memory)
     wanted = _plan(
@@ -129,8 +133,11 @@ def sample(
         spacing=_lengths("--spacing", spacing),
         field_of_view=_lengths("--field-of-view", field_of_view),
         orientation=orientation,
+        frames=frames,
         seed=seed,
     )
+    if generator.first_frame is not None and wanted.conditions.frame is None:
+        wanted = _with_first_frames(generator, wanted, out, settings, real=real, workers=workers)
     with options.progress_bar("drawing") as progress:
         drawn = synthesize(
             generator,
@@ -164,13 +171,18 @@ def verify(dataset: Path, model: Path | None, count: int, seed: int, as_json: bo
     hash chain. Keep the printed end of the chain elsewhere: it tells later whether a line changed.
     """
     from medgen.assembly import from_pretrained
+    from medgen.synthesis.unit import FIRST_FRAMES
     from medgen.synthesis.verify import read_dataset
     from medgen.synthesis.verify import verify as check
 
     generator = None
     if model is not None:
         about, _ = read_dataset(dataset)
-        generator = from_pretrained(model, sampler=about["sampler"], guidance=about["guidance"])
+        first = None
+        if FIRST_FRAMES in about:
+            first = _sampled(read_dataset(dataset / FIRST_FRAMES)[0])
+        how = {part: about[part] for part in ("sampler", "guidance")}
+        generator = from_pretrained(model, **how, first_frame=first)
     result = check(dataset, generator, count=count, seed=seed)
     if as_json:
         click.echo(json.dumps(result.__dict__))
@@ -208,10 +220,12 @@ def _plan(
     spacing: list[float] | None,
     field_of_view: list[float] | None,
     orientation: str,
+    frames: int | None,
     seed: int,
 ) -> Plan:
     """What the options ask for, of a geometry that the model was trained on."""
     from medgen.synthesis.contract import Geometry
+    from medgen.synthesis.long_clips import require_length
     from medgen.synthesis.masks import mask_folder
     from medgen.synthesis.plan import plan, plan_from_table, plan_like
 
@@ -219,18 +233,59 @@ def _plan(
     if geometry is not None:
         geometry.require_orientation(orientation)
     if conditions is not None:
-        return plan_from_table(model.drawn, conditions, geometry=geometry, seed=seed)
-    if like is not None:
-        return plan_like(model, like, count=count, seed=seed)
-    return plan(
-        model,
-        count=count,
-        labels=labels,
-        masks=None if masks is None else mask_folder(masks, model.drawn, geometry),
-        spacing=spacing,
-        field_of_view=field_of_view,
-        seed=seed,
-    )
+        made = plan_from_table(model.drawn, conditions, geometry=geometry, seed=seed)
+    elif like is not None:
+        made = plan_like(model, like, count=count, seed=seed)
+    else:
+        made = plan(
+            model,
+            count=count,
+            labels=labels,
+            masks=None if masks is None else mask_folder(masks, model.drawn, geometry),
+            spacing=spacing,
+            field_of_view=field_of_view,
+            seed=seed,
+        )
+    if frames is None:
+        return made
+    require_length(model, frames, made.conditions.ecg)
+    return replace(made, frames=frames)
+
+
+def _sampled(section: dict[str, Any] | None) -> dict[str, Any] | None:
+    """How a generator is sampled, of its recipe's sections."""
+    if section is None:
+        return None
+    return {part: section[part] for part in ("sampler", "guidance")}
+
+
+def _with_first_frames(
+    generator: GenerativeModel,
+    wanted: Plan,
+    out: Path,
+    settings: dict[str, Any],
+    *,
+    real: Path | None,
+    workers: int | None,
+) -> Plan:
+    """Draw the first frames of the clips, filtered if there are real studies to learn from."""
+    from medgen.assembly import build_dataset
+    from medgen.synthesis.cascade import with_first_frames
+    from medgen.synthesis.filters import Filters
+
+    first, filters = settings["first_frame"], None
+    if first["filters"]:
+        if real is None:
+            raise click.UsageError(
+                "first frames are filtered by what real studies show: give their folder with "
+                "--real, or draw without: --set first_frame.filters=[]"
+            )
+        frames = {**settings["data"], "stills": 1}
+        filters = Filters.fitted(first, build_dataset(frames, real))
+    with options.progress_bar("drawing first frames") as progress:
+        return with_first_frames(
+            generator, wanted, out, filters=filters, workers=workers, progress=progress
+        )
 
 
 def _filters(settings: dict[str, Any], real: Path | None) -> Filters | None:
@@ -246,6 +301,8 @@ def _filters(settings: dict[str, Any], real: Path | None) -> Filters | None:
     if real is None:
         return None
     if not settings["filters"]:
+        if settings.get("first_frame", {}).get("filters"):
+            return None
         raise click.UsageError(
             "--real: there are no filters to learn from it; name some, such as --no-copies or "
             "--set 'filters=[{type: findings}]'"
@@ -253,9 +310,23 @@ def _filters(settings: dict[str, Any], real: Path | None) -> Filters | None:
     return Filters.fitted(settings, build_dataset(settings["data"], real))
 
 
+def _settings(model: Path, overrides: tuple[str, ...], no_copies: bool) -> dict[str, Any]:
+    """The sections of a generator's recipe, as they are to be sampled."""
+    from medgen.checkpoint import read_recipe
+    from medgen.recipe import override
+
+    settings = override(read_recipe(model), _sampling_only(overrides)).sections
+    if no_copies and all(each["type"] != "copies" for each in settings["filters"]):
+        chosen = [*settings["filters"], {"type": "copies"}]
+        settings = override(settings, [f"filters={json.dumps(chosen)}"]).sections
+    return settings
+
+
 def _sampling_only(overrides: tuple[str, ...]) -> tuple[str, ...]:
     for text in overrides:
         section = text.partition("=")[0].partition(".")[0]
+        if section == "first_frame":
+            section = text.partition(".")[2].partition("=")[0].partition(".")[0]
         if section not in ("data", "sampler", "guidance", "filters") and "budget" not in text:
             raise click.UsageError(
                 f"--set {text}: sampling can change sampler, guidance, filters and their "

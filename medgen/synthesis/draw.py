@@ -29,7 +29,16 @@ from medgen.synthesis.duplicates import without_duplicates
 from medgen.synthesis.export import write_tables
 from medgen.synthesis.filters import Filters
 from medgen.synthesis.plan import Plan
-from medgen.synthesis.unit import draw_unit, one_thread, record_sample, seed_of, units_of
+from medgen.synthesis.unit import (
+    FIRST_FRAMES,
+    draw_unit,
+    drawn_by,
+    one_thread,
+    record_sample,
+    seed_of,
+    units_of,
+)
+from medgen.synthesis.verify import read_dataset
 from medgen.types import Batch
 
 Progress = Callable[[int, int], None]
@@ -85,7 +94,7 @@ def synthesize(
     Raises:
         OutputError: the folder holds something else or cannot be written.
     """
-    about = _about(model, plan, filters)
+    about = _about(model, plan, filters) | _first_frames(out)
     if _claim(out, about):
         _tidy(out)
         return Drawn(out, 0, 0.0)
@@ -110,6 +119,8 @@ def _about(model: GenerativeModel, plan: Plan, filters: Filters | None) -> dict[
 
     device = next(model.backbone.parameters()).device
     parts: dict[str, Any] = {} if filters is None else {"filters": filters.about()}
+    if plan.frames is not None:
+        parts["frames"] = plan.frames
     if model.weak is not None:
         parts["weak"] = model.weak.source
     decoding = model.decoding()
@@ -127,6 +138,14 @@ def _about(model: GenerativeModel, plan: Plan, filters: Filters | None) -> dict[
         "attention": resolved_backend(device),
         "versions": {"medgen": __version__, "torch": torch.__version__},
     }
+
+
+def _first_frames(out: Path) -> dict[str, Any]:
+    """Which dataset of first frames clips are drawn from, if one stands in their folder."""
+    if not (out / FIRST_FRAMES / "dataset.json").is_file():
+        return {}
+    about, _ = read_dataset(out / FIRST_FRAMES)
+    return {FIRST_FRAMES: {key: about[key] for key in ("checkpoint", "plan", "count", "chain")}}
 
 
 def _claim(out: Path, about: dict[str, Any]) -> bool:
@@ -157,7 +176,7 @@ def _holds(file: Path, about: dict[str, Any]) -> bool:
     if not file.is_file():
         return False
     held = json.loads(file.read_text())
-    named = (*about, "filters")  # absent where nothing was filtered
+    named = (*about, "filters", "frames")  # absent where nothing was filtered, or is long
     changed = [key for key in dict.fromkeys(named) if held.get(key) != about.get(key)]
     if changed:
         raise OutputError(
@@ -173,6 +192,7 @@ def _is_free(out: Path) -> bool:
         return True
     ours = (LOCK, "parts")
     held = [path for path in out.rglob("*") if path.name not in ours]
+    held = [path for path in held if path.relative_to(out).parts[0] != FIRST_FRAMES]
     return all(path.parent.name == "parts" and path.name.startswith(".about.") for path in held)
 
 
@@ -211,7 +231,7 @@ def _draw(
     rejected: list[dict[str, Any]] = []
     for attempt in range(1 if filters is None else filters.budget):
         seeds = [seed_of(plan.seeds[index], attempt) for index in places]
-        drawn = draw_unit(model, conditions, seeds)
+        drawn = draw_unit(model, conditions, seeds, plan.frames)
         reasons = _reasons(filters, drawn)
         for place, index in enumerate(places):
             if index in records:
@@ -262,7 +282,7 @@ def _assemble(
             rejected += repeats
         if filters is not None:
             about = about | _judged(out, about, len(plan), len(records), rejected)
-        schema = model.drawn
+        schema = drawn_by(model, plan.frames)
         if not any("mask" in record["files"] for record in records):
             schema = replace(schema, mask_classes=())
         yaml = dump_yaml(model.recipe)

@@ -17,14 +17,16 @@ from medgen.data.export import write_ecg, write_image, write_mask
 from medgen.data.geometry import centred_affine
 from medgen.disk import write_bytes
 from medgen.synthesis.chain import chained
+from medgen.synthesis.kept import keep
 from medgen.types import Batch, Schema, digest_of_values
 
 
 def condition_of(conditions: Batch, index: int, schema: Schema) -> dict[str, Any]:
     """What sample `index` was asked for, in names and values; unknown findings are left out.
 
-    Of an ECG, a first frame or a report of a real study it tells whose it is and the SHA-256 of its
-    values, never these; a report that was written to be asked for stands as it is.
+    Of an ECG, a first frame or a report of another study it tells whose it is and the SHA-256 of
+    its values; `kept.py` keeps what may be kept. A report that was written to be asked for stands
+    as it is.
     """
     asked: dict[str, Any] = {}
     if conditions.label is not None:
@@ -44,7 +46,8 @@ def condition_of(conditions: Batch, index: int, schema: Schema) -> dict[str, Any
         if values is not None:
             asked[name] = {"sha256": digest_of_values(values[index])}
             if conditions.provenance is not None:
-                asked[name]["of"] = conditions.provenance[index].id
+                source = conditions.provenance[index]
+                asked[name]["of"] = (source.condition or {}).get(name, source.id)
     if conditions.text is not None:
         asked["report"] = _report(conditions, index)
     if conditions.spacing is not None:
@@ -68,12 +71,13 @@ def write_sample(
     Args:
         folder: of the dataset.
         name: of the sample.
-        drawn: the sample, with its mask, and the ECG and the spacing that it was asked
+        drawn: the sample, with its mask, and the ECG, first frame and spacing that it was asked
             for, if any; the spacing of others is the schema's.
         schema: of the samples.
 
     Returns:
-        For "image", "mask" and "ecg": path within the dataset and SHA-256 of the file.
+        For "image", "mask", "ecg" and "condition" (`kept.py`): path within the dataset and SHA-256
+        of the file.
     """
     assert drawn.image is not None
     image, where = drawn.image[0], None
@@ -84,6 +88,9 @@ def write_sample(
         files["mask"] = write_mask(folder / "masks" / name, drawn.mask[0], schema, where)
     if drawn.ecg is not None:
         files["ecg"] = write_ecg(folder / "ecgs" / name, drawn.ecg[0], schema)
+    kept = keep(folder / "conditions" / name, drawn)
+    if kept is not None:
+        files["condition"] = kept
     return {
         kind: {
             "path": str(path.relative_to(folder)),
@@ -177,9 +184,20 @@ for research and to train models; never for diagnosis, and never in a validation
 - `labels.csv`: one line a sample; medgen's `folder` reader reads it
 - `manifest.jsonl`: one line a sample: seed, condition, checkpoint, SHA-256 of its files, and a link
   to the line before it
-
+{_kept(records)}
 `medgen verify` re-draws samples of this folder from their seeds and compares them byte for byte.
 """
+
+
+def _kept(records: list[dict[str, Any]]) -> str:
+    """What the files of conditions are, and whose."""
+    if not any("condition" in record["files"] for record in records):
+        return ""
+    return (
+        "- `conditions/`: the ECG and the first frame that a sample was asked for, as safetensors; "
+        "where\n  the manifest names a real clip as their source they are a **person's**, under "
+        "its licence\n"
+    )
 
 
 def _unit(schema: Schema) -> str:

@@ -30,10 +30,13 @@ class Plan:
     Args:
         conditions: what is asked for, one row a sample; no images.
         seeds: one a sample.
+        frames: of clips that are longer than those that the generator learned from; None is as
+            long as those.
     """
 
     conditions: Batch
     seeds: tuple[int, ...]
+    frames: int | None = None
 
     def __len__(self) -> int:
         return len(self.seeds)
@@ -42,6 +45,8 @@ class Plan:
     def digest(self) -> str:
         """SHA-256 of seeds and conditions: two plans draw the same dataset or differ here."""
         digest = hashlib.sha256(repr(self.seeds).encode())
+        if self.frames is not None:
+            digest.update(f"frames {self.frames}".encode())
         for field in fields(self.conditions):
             value = getattr(self.conditions, field.name)
             if isinstance(value, Tensor):
@@ -159,7 +164,8 @@ def plan_like(model: GenerativeModel, dataset: Dataset, *, count: int, seed: int
     """A plan that asks a model for the conditions of real studies, each about equally often.
 
     Label, scalars, mask, ECG and first frame of one study stay together, so what is asked for is
-    possible; the plan knows which study they are of.
+    possible; the plan knows which study they are of. First frames that the model draws are not
+    asked for.
 
     Raises:
         DataError: a study has a geometry that the model was not trained on.
@@ -174,7 +180,8 @@ def plan_like(model: GenerativeModel, dataset: Dataset, *, count: int, seed: int
     if geometry is not None and source.affine is not None:
         geometry.require_tilt(tilt_of(source.affine), "studies to draw like: ")
     rows = source.select([kept.index(index) for index in chosen])
-    asked = {name: getattr(rows, name) for name in model.conditioner.reads}
+    drawn = () if model.first_frame is None else ("frame",)
+    asked = {name: getattr(rows, name) for name in model.conditioner.reads.difference(drawn)}
     conditions = Batch(**asked, provenance=rows.provenance)
     return Plan(conditions, tuple(derive(seed, index) for index in range(count)))
 

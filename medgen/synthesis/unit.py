@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,12 @@ import torch
 from medgen.model import GenerativeModel
 from medgen.rng import derive
 from medgen.synthesis.export import condition_of, write_sample
+from medgen.synthesis.long_clips import sample_long
 from medgen.synthesis.plan import Plan
-from medgen.types import Batch, Provenance
+from medgen.types import Batch, Provenance, Schema
+
+FIRST_FRAMES = "first_frames"
+"""Where, in the folder of a dataset of clips, the dataset of their first frames stands."""
 
 
 def units_of(plan: Plan, micro_batch: int) -> list[range]:
@@ -27,9 +31,21 @@ def units_of(plan: Plan, micro_batch: int) -> list[range]:
     return [range(start, min(start + micro_batch, len(plan))) for start in starts]
 
 
-def draw_unit(model: GenerativeModel, conditions: Batch, seeds: Sequence[int]) -> Batch:
+def drawn_by(model: GenerativeModel, frames: int | None) -> Schema:
+    """What the samples of a plan hold, whose clips may have more frames than the model learned."""
+    schema = model.drawn
+    return schema if frames is None else replace(schema, size=(frames, *schema.size[1:]))
+
+
+def draw_unit(
+    model: GenerativeModel, conditions: Batch, seeds: Sequence[int], frames: int | None = None
+) -> Batch:
     """The studies of one unit, in their places, on one thread; images (n c *s) in [-1, 1]."""
     with one_thread():
+        if frames is not None:
+            if not len(conditions):
+                conditions = Batch(provenance=(Provenance("", True, model.source),) * len(seeds))
+            return sample_long(model, conditions, list(seeds), frames=frames)
         return model.sample(conditions, list(seeds))
 
 
@@ -58,7 +74,8 @@ def record_sample(
     model: GenerativeModel, plan: Plan, out: Path, index: int, *, drawn: Batch, seed: int
 ) -> dict[str, Any]:
     """Write one sample's files below a folder; returns its line of the manifest."""
-    condition = condition_of(plan.conditions, index, model.drawn)
+    schema = drawn_by(model, plan.frames)
+    condition = condition_of(plan.conditions, index, schema)
     if model.schema.mask_channels and plan.conditions.mask is not None:
         condition["mask"] = "given"  # else the mask beside the image was drawn with it
     provenance = Provenance(
@@ -68,5 +85,13 @@ def record_sample(
         seed=seed,
         condition=condition,
     )
-    files = write_sample(out, sample_name(index), drawn, model.drawn)
+    if not _frame_is_synthetic(plan.conditions, index):
+        drawn = replace(drawn, frame=None)
+    files = write_sample(out, sample_name(index), drawn, schema)
     return {**asdict(provenance), "index": index, "files": files}
+
+
+def _frame_is_synthetic(conditions: Batch, index: int) -> bool:
+    """Whether the first frame asked for was drawn by a cascade: a real one is a patient's image."""
+    source = None if conditions.provenance is None else conditions.provenance[index]
+    return source is not None and "frame" in (source.condition or {})

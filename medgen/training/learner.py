@@ -75,7 +75,7 @@ class TrainingData:
             raise ValueError("expected latents of the mirrored images")
         z, conditions = self.take(chosen)
         z = torch.where(_like(flip, z), self.flipped[chosen], z)
-        for name in ("mask", "frame"):
+        for name in ("mask", "frame", "memory"):
             if (values := getattr(conditions, name)) is not None:
                 mirrored = torch.where(_like(flip, values), values.flip(-1), values)
                 conditions = replace(conditions, **{name: mirrored})
