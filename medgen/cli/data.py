@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -27,6 +27,8 @@ SHOW_EXAMPLES = examples(
     "medgen data show runs/quickstart/synthetic --count 48 --size 64 --out sheet.png",
 )
 
+KINDS = ("radiograph", "echo", "ecg")
+
 LIST_EXAMPLES = examples(
     "medgen data list",
 )
@@ -34,6 +36,8 @@ LIST_EXAMPLES = examples(
 SIMULATE_EXAMPLES = examples(
     "medgen data simulate --out simulated --count 500",
     "medgen data simulate --out simulated --count 500 --size 128 --findings effusion,nodule",
+    "medgen data simulate --kind echo --out echo --count 200 --size 112 --seconds 2",
+    "medgen data simulate --kind ecg --out ecg --count 1000",
     "medgen data check simulated",
 )
 
@@ -137,20 +141,51 @@ def list_readers() -> None:
 
 @data.command(epilog=SIMULATE_EXAMPLES)
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="New folder.")
+@click.option("--kind", default="radiograph", show_default=True, type=click.Choice(KINDS))
 @click.option("--count", default=500, show_default=True, type=click.IntRange(1))
-@click.option("--size", default=64, show_default=True, type=click.IntRange(16, 1024))
+@click.option(
+    "--size", type=click.IntRange(16, 1024), help="Side in pixels. Default: 64, echo 112."
+)
+@click.option("--seconds", type=click.FloatRange(1, 60), help="Default: echo 2, ecg 10.")
 @click.option("--findings", help="Findings to simulate: a,b,c; otherwise all that there are.")
 @click.option("--seed", default=0, show_default=True)
-def simulate(out: Path, count: int, size: int, findings: str | None, seed: int) -> None:
-    """Write a folder of simulated chest radiographs with masks, findings and splits."""
+def simulate(
+    out: Path,
+    kind: str,
+    count: int,
+    size: int | None,
+    seconds: float | None,
+    findings: str | None,
+    seed: int,
+) -> None:
+    """Write a folder of simulated studies with findings, scalars and splits by patient.
+
+    radiograph: chest radiographs with masks, for the `folder` reader. echo: apical clips at 16
+    frames a second with masks and 12-lead ECGs, for `echo_ecg`. ecg: 12-lead WFDB records at 250
+    Hz, for `wfdb`.
+    """
+    from medgen.data import timed_exchange
     from medgen.data.export import write_folder
     from medgen.registry import find
 
-    chosen = {"findings": _words(findings)} if findings else {}
-    simulated = find("data", "simulated")
-    dataset: Dataset = simulated(count=count, size=(size, size), seed=seed, **chosen)
+    if (kind == "radiograph" and seconds is not None) or (kind == "ecg" and size is not None):
+        raise click.UsageError("--seconds goes with echo and ecg, --size with radiograph and echo")
+    side = size or (112 if kind == "echo" else 64)
+    chosen: dict[str, Any] = {"count": count, "seed": seed}
+    sizes = {
+        "radiograph": (side, side),
+        "echo": (round(16 * (seconds or 2)), side, side),
+        "ecg": (round(250 * (seconds or 10)),),
+    }
+    if findings:
+        chosen["findings"] = _words(findings)
+    if kind == "ecg":
+        chosen["rate"] = 250.0
+    name = "simulated" if kind == "radiograph" else f"simulated_{kind}"
+    dataset: Dataset = find("data", name)(size=sizes[kind], **chosen)
+    writers = {"echo": timed_exchange.write_pairs, "ecg": timed_exchange.write_records}
     with _Progress("Simulating") as progress:
-        write_folder(dataset, out, progress=progress)
+        writers.get(kind, write_folder)(dataset, out, progress=progress)
     click.echo(f"{out}: {len(dataset)} simulated studies of {_patients(dataset)} patients")
     click.echo(f"Next: medgen data check {out}")
 

@@ -43,8 +43,15 @@ SNOMED = {
     "st_depression": "429622005",
     "prolonged_qt": "111975006",
     "left_ventricular_hypertrophy": "164873001",
+    "bundle_branch_block": "6374002",
+    "ectopic_beats": "164884008",
+    "hypertrophy": "164873001",
+    "ischaemia": "164861001",
 }
-"""Names of diagnoses and their SNOMED CT codes; others are asked for by their code."""
+"""Names of diagnoses and their SNOMED CT codes; others are asked for by their code.
+
+The last four are the simulator's.
+"""
 
 SCALARS = ("age", "sex", "heart_rate")
 
