@@ -300,7 +300,7 @@ def _captions(dataset: Dataset, places: list[int]) -> list[str]:
         asked = condition_of(conditions, index, dataset.schema)
         if "finding" in asked:
             captions.append(asked["finding"] or "unknown")
-        elif "findings" in asked:
+        elif asked.get("findings"):
             present = [name for name, value in asked["findings"].items() if value]
             captions.append(", ".join(present) or "no finding")
         else:

@@ -54,6 +54,7 @@ def test_synthetic_clips_play_beside_the_real_ones_of_their_ecg(finished):
         scalars = [o["scalars"]["ejection_fraction"] for o in origins if o["ecg"]["of"] == of]
         assert f"{scalars[0]:.3g}" == fraction
     assert "This page holds pictures of real studies" in page
+    assert "<h3>no finding" not in page  # none is known: real and synthetic are not set apart
     assert "medgen run echo/quickstart\n" in page  # simulated: no --data-root
 
 
