@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from medgen.data.synthetic import SyntheticDataset
 from medgen.disk import write_bytes
 from medgen.protocols import Dataset
 from medgen.recipe import Recipe
+from medgen.report.loops import Loop, beside, is_clip, loop, write_loop
 from medgen.report.pictures import flat
 from medgen.rng import derive
 from medgen.synthesis.export import condition_of
@@ -28,6 +30,8 @@ SYNTHETIC = "synthetic"
 PROOF = "prove.json"
 SHOWN = 24
 """Real and synthetic studies in the report's gallery."""
+PLAYING = 6
+"""Clips of the report that play, and files in `loops/`."""
 ASKED = 8
 """Further ones of each kind in its quiz."""
 
@@ -133,20 +137,25 @@ def report_run(out: Path, recipe: Recipe, studies: Dataset) -> Path:
         "torch": torch.__version__,
         "device": about["device"],
     }
-    where = " --data-root FOLDER" if recipe.sections["data"]["type"] != "simulated" else ""
+    simulated = recipe.sections["data"]["type"].startswith("simulated")
+    where = "" if simulated else " --data-root FOLDER"
     commands = [
         f"medgen run {recipe.name}{where}",
         "medgen sample RUN --out DIR --count 1000",
         "medgen verify RUN/synthetic --model RUN",
     ]
     train = by_split(studies, "train")
+    gallery = _gallery(out, train)
+    for place, each in enumerate(gallery.loops, 1):
+        for ending in ("gif", "mp4"):
+            write_loop(out / "loops" / f"clip-{place:02d}.{ending}", each)
     write_bytes(out / CARD, card(recipe, studies.schema, metadata, _figures(out)).encode())
     return write_report(
         out,
         title=recipe.name,
         summary=recipe.summary,
         commands=commands,
-        gallery=_gallery(out, train),
+        gallery=gallery,
         facts=facts,
     )
 
@@ -232,7 +241,33 @@ def _gallery(out: Path, train: Subset) -> Any:
         studies=_suspects(out, train, everything),
         quiz_real=_pixels(everything[asked_real], time),
         quiz_synthetic=_pixels(_images(synthetic, asked), time),
+        loops=_loops(synthetic, places[:PLAYING], train),
     )
+
+
+def _loops(synthetic: Dataset, places: list[int], train: Subset) -> list[Loop]:
+    """Synthetic clips, each beside the real one whose ECG or first frame it was asked for."""
+    if not is_clip(synthetic.schema):
+        return []
+    held = {study.id: index for index, study in enumerate(train.studies)}
+    shown = []
+    for place in places:
+        study = synthetic[place]
+        asked = condition_of(study, 0, synthetic.schema).get("scalars", {})
+        words = [f"{name.replace('_', ' ')} {value:.3g}" for name, value in asked.items()]
+        clips = [loop(study, synthetic.schema, title="synthetic")]
+        origin = study.provenance[0].condition if study.provenance else None
+        for what, name in (("ecg", "ECG"), ("frame", "first frame")):
+            of = (origin or {}).get(what, {}).get("of")
+            if of in held and len(clips) == 1:
+                clips.append(
+                    loop(train[held[of]], train.schema, title=f"real, same {name}", real=True)
+                )
+                words.append(f"{name} of {of}")
+        shown.append(
+            replace(beside(clips), caption=", ".join(words) or synthetic.studies[place].id)
+        )
+    return shown
 
 
 def _images(dataset: Dataset, places: list[int]) -> Tensor:
@@ -265,7 +300,7 @@ def _captions(dataset: Dataset, places: list[int]) -> list[str]:
         asked = condition_of(conditions, index, dataset.schema)
         if "finding" in asked:
             captions.append(asked["finding"] or "unknown")
-        elif "findings" in asked:
+        elif asked.get("findings"):
             present = [name for name, value in asked["findings"].items() if value]
             captions.append(", ".join(present) or "no finding")
         else:

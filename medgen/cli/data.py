@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -19,13 +19,19 @@ CHECK_EXAMPLES = examples(
     "medgen data check ~/radiographs",
     "medgen data check ~/radiographs --findings subtype --mask-classes background,lung",
     "medgen data check ~/radiographs --findings effusion,edema --json",
+    "medgen data check ~/EchoNet-Dynamic",
 )
 
 SHOW_EXAMPLES = examples(
     "medgen data show ~/radiographs --out sheet.png",
     "medgen data show ~/radiographs --mask-classes background,lung --out sheet.png",
     "medgen data show runs/quickstart/synthetic --count 48 --size 64 --out sheet.png",
+    "medgen data show ~/EchoNet-Dynamic --count 6 --out sheet.png --gif loops.gif",
 )
+
+KINDS = ("radiograph", "echo", "ecg")
+PLAYED = 12
+"""Clips of a loop at most."""
 
 LIST_EXAMPLES = examples(
     "medgen data list",
@@ -34,6 +40,8 @@ LIST_EXAMPLES = examples(
 SIMULATE_EXAMPLES = examples(
     "medgen data simulate --out simulated --count 500",
     "medgen data simulate --out simulated --count 500 --size 128 --findings effusion,nodule",
+    "medgen data simulate --kind echo --out echo --count 200 --size 112 --seconds 2",
+    "medgen data simulate --kind ecg --out ecg --count 1000",
     "medgen data check simulated",
 )
 
@@ -52,17 +60,31 @@ def data() -> None:
 def check(
     folder: Path, table: str | None, findings: str | None, mask_classes: str | None, as_json: bool
 ) -> None:
-    """Look at every row and image of DATA, a folder with a table. Exit 1 if a problem is found."""
-    from medgen.data.check import check as look
+    """Look at every row and file of DATA. Exit 1 if a problem is found.
 
-    with _Progress("Reading images") as progress:
-        report = look(
-            folder,
-            table=table,
-            findings=_findings(findings),
-            mask_classes=_words(mask_classes),
-            progress=progress,
+    DATA is a folder of images with a table, clips as EchoNet-Dynamic or CAMUS keep them, WFDB
+    records, or a table of pairs of `clip` and `ecg`.
+    """
+    from medgen.data.check import check as look
+    from medgen.data.check_timed import check_timed
+    from medgen.data.layouts import layout_of
+
+    layout = layout_of(folder)
+    if layout and (table or findings or mask_classes):
+        raise click.UsageError(
+            f"--table, --findings and --mask-classes go with images; {folder} is {layout}"
         )
+    with _Progress("Reading files") as progress:
+        if layout:
+            report = check_timed(folder, layout, progress=progress)
+        else:
+            report = look(
+                folder,
+                table=table,
+                findings=_findings(findings),
+                mask_classes=_words(mask_classes),
+                progress=progress,
+            )
     text = json.dumps(report.to_dict(), indent=2) if as_json else "\n".join(report.lines())
     click.echo(text)
     if report.problems:
@@ -76,7 +98,10 @@ def check(
 @click.option("--findings", help="A column of classes, or several of 0 and 1: a,b,c.")
 @click.option("--mask-classes", help="Outline masks of these classes: background,lung.")
 @click.option("--count", default=24, show_default=True, type=click.IntRange(1, 400))
-@click.option("--size", default=192, show_default=True, type=click.IntRange(8, 2048))
+@click.option(
+    "--size", type=click.IntRange(8, 2048), help="Side in pixels. Default: 192, clips 112."
+)
+@click.option("--gif", type=click.Path(path_type=Path), help="Also the clips as loops: GIF or MP4.")
 @click.option("--channels", default=1, show_default=True, type=click.Choice([1, 3]))
 @click.option("--seed", default=0, show_default=True, help="Another seed, other studies.")
 def show(
@@ -86,24 +111,33 @@ def show(
     findings: str | None,
     mask_classes: str | None,
     count: int,
-    size: int,
+    size: int | None,
+    gif: Path | None,
     channels: int,
     seed: int,
 ) -> None:
-    """Write a contact sheet of studies of DATA, drawn evenly by chance, with their findings."""
+    """Write a contact sheet of studies of DATA, drawn evenly by chance, with their findings.
+
+    Clips are strips of frames, ECGs traces; --gif plays the first dozen clips beside each other.
+    """
     from medgen.data.folder import Folder
+    from medgen.data.layouts import layout_of, open_layout
     from medgen.data.splits import load
     from medgen.data.synthetic import SyntheticDataset
     from medgen.report.pictures import contact_sheet
     from medgen.rng import Rng, derive
 
+    if gif is not None and gif.suffix.lower() not in {".gif", ".mp4"}:
+        raise click.UsageError(f"--gif: expected a name that ends in .gif or .mp4, got {gif.name}")
     dataset: Dataset
     if (folder / "dataset.json").is_file():
         dataset = SyntheticDataset(folder)
+    elif layout := layout_of(folder):
+        dataset = open_layout(folder, layout, size or 112)
     else:
         dataset = Folder(
             folder,
-            (size, size),
+            (size or 192, size or 192),
             table=table,
             findings=_findings(findings),
             mask_classes=_words(mask_classes),
@@ -117,6 +151,9 @@ def show(
     time = dataset.schema.time
     contact_sheet(studies.image, captions=captions, masks=studies.mask, path=out, time=time)
     click.echo(f"{out}: {len(chosen)} of {len(dataset)} studies")
+    if gif is not None:
+        played = _play(dataset, chosen[:PLAYED], gif)
+        click.echo(f"{gif}: {played} clips")
 
 
 @data.command("list", epilog=LIST_EXAMPLES)
@@ -137,20 +174,53 @@ def list_readers() -> None:
 
 @data.command(epilog=SIMULATE_EXAMPLES)
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="New folder.")
+@click.option("--kind", default="radiograph", show_default=True, type=click.Choice(KINDS))
 @click.option("--count", default=500, show_default=True, type=click.IntRange(1))
-@click.option("--size", default=64, show_default=True, type=click.IntRange(16, 1024))
+@click.option(
+    "--size", type=click.IntRange(16, 1024), help="Side in pixels. Default: 64, echo 112."
+)
+@click.option("--seconds", type=click.FloatRange(1, 60), help="Default: echo 2, ecg 10.")
 @click.option("--findings", help="Findings to simulate: a,b,c; otherwise all that there are.")
 @click.option("--seed", default=0, show_default=True)
-def simulate(out: Path, count: int, size: int, findings: str | None, seed: int) -> None:
-    """Write a folder of simulated chest radiographs with masks, findings, reports and splits."""
+def simulate(
+    out: Path,
+    kind: str,
+    count: int,
+    size: int | None,
+    seconds: float | None,
+    findings: str | None,
+    seed: int,
+) -> None:
+    """Write a folder of simulated studies with findings, scalars and splits by patient.
+
+    radiograph: chest radiographs with masks and reports, for the `folder` reader. echo: apical clips at 16
+    frames a second with masks and 12-lead ECGs, for `echo_ecg`. ecg: 12-lead WFDB records at 250
+    Hz, for `wfdb`.
+    """
+    from medgen.data import timed_exchange
     from medgen.data.export import write_folder
     from medgen.registry import find
 
-    chosen = {"findings": _words(findings)} if findings else {}
-    simulated = find("data", "simulated")
-    dataset: Dataset = simulated(count=count, size=(size, size), seed=seed, text=True, **chosen)
+    if (kind == "radiograph" and seconds is not None) or (kind == "ecg" and size is not None):
+        raise click.UsageError("--seconds goes with echo and ecg, --size with radiograph and echo")
+    side = size or (112 if kind == "echo" else 64)
+    chosen: dict[str, Any] = {"count": count, "seed": seed}
+    sizes = {
+        "radiograph": (side, side),
+        "echo": (round(16 * (seconds or 2)), side, side),
+        "ecg": (round(250 * (seconds or 10)),),
+    }
+    if findings:
+        chosen["findings"] = _words(findings)
+    if kind == "ecg":
+        chosen["rate"] = 250.0
+    if kind == "radiograph":
+        chosen["text"] = True
+    name = "simulated" if kind == "radiograph" else f"simulated_{kind}"
+    dataset: Dataset = find("data", name)(size=sizes[kind], **chosen)
+    writers = {"echo": timed_exchange.write_pairs, "ecg": timed_exchange.write_records}
     with _Progress("Simulating") as progress:
-        write_folder(dataset, out, progress=progress)
+        writers.get(kind, write_folder)(dataset, out, progress=progress)
     click.echo(f"{out}: {len(dataset)} simulated studies of {_patients(dataset)} patients")
     click.echo(f"Next: medgen data check {out}")
 
@@ -188,9 +258,28 @@ def _patients(dataset: Dataset) -> int:
     return len({study.patient for study in dataset.studies})
 
 
+def _play(dataset: Dataset, places: list[int], path: Path) -> int:
+    """Write clips beside each other as one loop; returns how many."""
+    from medgen.errors import DataError
+    from medgen.report.loops import beside, is_clip, loop, write_loop
+
+    if not is_clip(dataset.schema):
+        raise DataError("--gif plays clips; these studies are none, or state no frame rate")
+    loops = [
+        loop(dataset[place], dataset.schema, title=_caption(dataset, place)) for place in places
+    ]
+    write_loop(path, beside(loops, columns=min(len(loops), 4)))
+    return len(loops)
+
+
 def _caption(dataset: Dataset, index: int) -> str:
-    """The findings that are present in a study, or its name where none are known."""
-    label = dataset[index].label
+    """The findings that are present in a study, or its name where none are known; with its EF."""
+    item = dataset[index]
+    label, names = item.label, dataset.schema.scalars
+    if item.scalar is not None and "ejection_fraction" in names:
+        fraction = float(item.scalar[0, names.index("ejection_fraction")])
+        if fraction == fraction:
+            return f"{dataset.studies[index].id}, EF {fraction:.0f} %"
     if label is None:
         return dataset.studies[index].id
     row = zip(dataset.schema.findings, label[0].tolist(), strict=True)

@@ -80,8 +80,8 @@ class Camus:
         self.rate = rate
         self.fit: Fit = fit
         self._folder = Path(root) / inside(Path(root), path)
-        sequences = _sequences(self._folder, views)
-        infos = [_info(stem, source_rate) for stem in sequences]
+        sequences = sequences_of(self._folder, views)
+        infos = [info_of(stem, source_rate) for stem in sequences]
         kept = self._long_enough(infos, size[0])
         self._sequences = [sequences[place] for place in kept]
         self._infos = [infos[place] for place in kept]
@@ -99,7 +99,7 @@ class Camus:
         splits = assign_splits(patients, seed=seed)
         self.studies = tuple(Study(*each) for each in zip(names, patients, splits, strict=True))
         self.labels = one_hot([views.index(_view(name)) for name in names], len(views))
-        self.scalars = torch.tensor([_scalars(info) for info in self._infos])
+        self.scalars = torch.tensor([scalars_of(info) for info in self._infos])
         self._cuts = kept_windows(self._cut)
 
     def _long_enough(self, infos: Sequence[Mapping[str, Any]], length: int) -> list[int]:
@@ -136,21 +136,37 @@ class Camus:
         )
 
     def _cut(self, index: int) -> Cut:
-        stem, info = self._sequences[index], self._infos[index]
-        frames, spacing = _stored(_file(stem, "half_sequence"))
-        if len(frames) != int(info["NbFrame"]):
-            raise DataError(
-                f"{stem}: {len(frames)} frames, but {_info_file(stem).name} says NbFrame "
-                f"{info['NbFrame']}."
-            )
-        masks = _masks(stem, info, frames.shape)
-        source = Source(frames.astype(np.uint8), info["FrameRate"], spacing, masks)
+        source = read_sequence(self._sequences[index], self._infos[index])
         size = (self.schema.size[0], self.schema.size[1], self.schema.size[2])
         return cut(source, size, self.rate, 0, self.fit)
 
 
-def _sequences(folder: Path, views: Sequence[View]) -> list[Path]:
-    """The stems PATIENT/PATIENT_VIEW of a folder, sorted."""
+def read_sequence(stem: Path, info: Mapping[str, Any]) -> Source:
+    """A half cycle with its masks.
+
+    Args:
+        stem: PATIENT/PATIENT_VIEW, as `sequences_of` gives it.
+        info: of the sequence, as `info_of` gives it.
+
+    Raises:
+        DataError: files are missing, damaged, or contradict each other.
+    """
+    frames, spacing = _stored(_file(stem, "half_sequence"))
+    if len(frames) != int(info["NbFrame"]):
+        raise DataError(
+            f"{stem}: {len(frames)} frames, but {_info_file(stem).name} says NbFrame "
+            f"{info['NbFrame']}."
+        )
+    masks = _masks(stem, info, frames.shape)
+    return Source(frames.astype(np.uint8), info["FrameRate"], spacing, masks)
+
+
+def sequences_of(folder: Path, views: Sequence[View]) -> list[Path]:
+    """The stems PATIENT/PATIENT_VIEW of a folder, sorted.
+
+    Raises:
+        DataError: there are none, or the views are not one or more, each once.
+    """
     if len(set(views)) < len(views) or not views:
         raise DataError(f"expected one view or more, each once, got {views}.")
     stems = [
@@ -174,8 +190,12 @@ def _info_file(stem: Path) -> Path:
     return stem.parent / f"Info_{_view(stem.name)}.cfg"
 
 
-def _info(stem: Path, source_rate: float | None) -> dict[str, Any]:
-    """What `Info_*.cfg` says, `NbFrame` and `FrameRate` as numbers above 0."""
+def info_of(stem: Path, source_rate: float | None = None) -> dict[str, Any]:
+    """What `Info_*.cfg` says, `NbFrame` and `FrameRate` as numbers above 0.
+
+    Raises:
+        DataError: the file cannot be read, or lacks either.
+    """
     path = _info_file(stem)
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
@@ -201,7 +221,8 @@ def _number(text: Any) -> float:
     return float(found[0]) if found else float("nan")
 
 
-def _scalars(info: Mapping[str, Any]) -> list[float]:
+def scalars_of(info: Mapping[str, Any]) -> list[float]:
+    """The values of `SCALARS` in what `Info_*.cfg` says; NaN where it does not."""
     values = []
     for names in SCALARS.values():
         text = next((info[name] for name in names if name in info), None)

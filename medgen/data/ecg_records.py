@@ -43,8 +43,15 @@ SNOMED = {
     "st_depression": "429622005",
     "prolonged_qt": "111975006",
     "left_ventricular_hypertrophy": "164873001",
+    "bundle_branch_block": "6374002",
+    "ectopic_beats": "164884008",
+    "hypertrophy": "164873001",
+    "ischaemia": "164861001",
 }
-"""Names of diagnoses and their SNOMED CT codes; others are asked for by their code."""
+"""Names of diagnoses and their SNOMED CT codes; others are asked for by their code.
+
+The last four are the simulator's.
+"""
 
 SCALARS = ("age", "sex", "heart_rate")
 
@@ -112,7 +119,7 @@ class EcgRecords:
             ecg_rate=rate,
         )
         self._folder = Path(root) / inside(Path(root), path)
-        records = {file: read_header(file) for file in _records(self._folder)}
+        records = {file: read_header(file) for file in records_of(self._folder)}
         self.flags: Counter[str] = Counter()
         self._seen: set[Path] = set()
         self._windows = self._laid(records)
@@ -183,7 +190,12 @@ class EcgRecords:
         return [values[name] for name in self.schema.scalars]
 
 
-def _records(folder: Path) -> list[Path]:
+def records_of(folder: Path) -> list[Path]:
+    """The headers of all records in a folder and those below, sorted.
+
+    Raises:
+        DataError: there is no such folder, or no record.
+    """
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder. Check `--data-root` and `path`.")
     files = sorted(folder.rglob("*.hea"))
@@ -223,7 +235,19 @@ def _studies(folder: Path, windows: Sequence[tuple[Path, int]]) -> tuple[Study, 
         name if counts[name] == 1 else f"{name}-{place:03d}"
         for name, (_, place) in zip(names, windows, strict=True)
     ]
-    patients, splits = names, None
+    patients, splits = people_of(folder, names)
+    studies = tuple(Study(*each) for each in zip(ids, patients, splits, strict=True))
+    check_leakage(studies)
+    return studies
+
+
+def people_of(folder: Path, names: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Patient and split of every record, from the table of the folder or else from its name.
+
+    Raises:
+        DataError: the table lacks a record or names an unknown split.
+    """
+    patients, splits = list(names), None
     if any((folder / usual).is_file() for usual in TABLES):
         table = read_table(find_table(folder))
         if "record" in table.columns:
@@ -233,10 +257,7 @@ def _studies(folder: Path, windows: Sequence[tuple[Path, int]]) -> tuple[Study, 
             if "split" in table.columns:
                 held = splits_of(table)
                 splits = [held[place[name]] for name in names]
-    splits = splits or assign_splits(patients)
-    studies = tuple(Study(*each) for each in zip(ids, patients, splits, strict=True))
-    check_leakage(studies)
-    return studies
+    return patients, splits or assign_splits(patients)
 
 
 def _places(table: Table, names: Sequence[str]) -> dict[str, int]:

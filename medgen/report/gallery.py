@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from medgen.errors import DataError
+from medgen.report.loops import Loop, webp
 from medgen.report.privacy import pair_words
 from medgen.report.results import Pair, RunResults
 
@@ -24,6 +25,8 @@ GROUPS = 6
 """Up to so many different captions, pictures are grouped by caption."""
 SHOWN = 24
 """Pictures of one kind shown in a section; the page says how many there were."""
+PLAYING = 2_500_000
+"""Bytes of loops that the page holds; what goes beyond is left out, and the page says so."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,7 @@ class Gallery:
         studies: pictures (h w) or (h w 3) of real studies by id, for the suspicious pairs.
         quiz_real: real studies of the quiz, best none of those above.
         quiz_synthetic: synthetic studies of the quiz.
+        loops: clips that play.
 
     Raises:
         ValueError: an array is not 8-bit, not of such a shape, or has not as many captions.
@@ -54,6 +58,7 @@ class Gallery:
     studies: Mapping[str, np.ndarray] = field(default_factory=dict)
     quiz_real: np.ndarray | None = None
     quiz_synthetic: np.ndarray | None = None
+    loops: Sequence[Loop] = ()
 
     def __post_init__(self) -> None:
         for name in ("real", "synthetic", "nearest", "quiz_real", "quiz_synthetic"):
@@ -92,6 +97,22 @@ def sides(gallery: Gallery | None) -> list[dict[str, Any]]:
         )
         for caption in captions
     ]
+
+
+def playing(gallery: Gallery | None) -> dict[str, Any]:
+    """Loops as addresses of their own bytes, and of their first frame for who wants no motion."""
+    loops, tiles, size = gallery.loops if gallery else (), [], 0
+    for each in loops:
+        moving, still = webp(each), webp(replace(each, frames=each.frames[:1]))
+        size += len(moving) + len(still)
+        if size > PLAYING:
+            break
+        tiles.append({"uri": _address(moving), "still": _address(still), "caption": each.caption})
+    return {"tiles": tiles, "total": len(loops)}
+
+
+def _address(content: bytes) -> str:
+    return "data:image/webp;base64," + base64.b64encode(content).decode("ascii")
 
 
 def neighbours(gallery: Gallery | None) -> dict[str, Any]:

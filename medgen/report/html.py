@@ -122,10 +122,16 @@ def _context(results: RunResults, gallery: Gallery | None) -> dict[str, Any]:
         "glance": _glance(results, tables),
         "quiz": quiz(gallery),
         "rejections": rejections(results),
+        "playing": pictures.playing(gallery),
         "sides": pictures.sides(gallery),
         "neighbours": pictures.neighbours(gallery),
         "shows_real": gallery is not None
-        and (gallery.real is not None or gallery.nearest is not None or bool(gallery.studies)),
+        and (
+            gallery.real is not None
+            or gallery.nearest is not None
+            or bool(gallery.studies)
+            or any(each.real for each in gallery.loops)
+        ),
         "privacy_words": privacy.verdict(results),
         "scores": privacy.scores_chart(results),
         "pairs": pictures.suspicious(results, gallery),

@@ -142,7 +142,7 @@ def contact_sheet(
     _check_shapes(images, captions, masks)
     count, _, height, width = images.shape
     scale = scale or max(1, round(CELL / max(height, width)))
-    cells = [_cell(images[i], None if masks is None else masks[i], scale) for i in range(count)]
+    cells = [cell(images[i], None if masks is None else masks[i], scale) for i in range(count)]
     step_x = cells[0].width + PADDING
     step_y = cells[0].height + PADDING + (LINE if captions is not None else 0)
     if columns is None:
@@ -152,12 +152,12 @@ def contact_sheet(
     rows = math.ceil(count / columns)
     sheet = Image.new("RGB", (columns * step_x + PADDING, rows * step_y + PADDING), PAPER)
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(FONT_SIZE)
-    for i, cell in enumerate(cells):
+    for i, drawn in enumerate(cells):
         left, top = PADDING + i % columns * step_x, PADDING + i // columns * step_y
-        sheet.paste(cell, (left, top))
+        sheet.paste(drawn, (left, top))
         if captions is not None:
-            text = _cut(captions[i], font, cell.width)
-            draw.text((left, top + cell.height + 3), text, INK, font)
+            text = _cut(captions[i], font, drawn.width)
+            draw.text((left, top + drawn.height + 3), text, INK, font)
     if path is not None:
         save_png(sheet, path)
     return sheet
@@ -184,8 +184,8 @@ def save_png(sheet: Image.Image, path: Path | str) -> None:
     write_bytes(path, buffer.getvalue())
 
 
-def _cell(image: Tensor, mask: Tensor | None, scale: int) -> Image.Image:
-    """One image (c h w), enlarged, with the outlines of its mask (h w)."""
+def cell(image: Tensor, mask: Tensor | None, scale: int) -> Image.Image:
+    """One image (c h w) in [-1, 1], `scale` times enlarged, with the outlines of its mask (h w)."""
     values = image.detach().float().cpu().nan_to_num(-1).clamp(-1, 1).numpy()
     pixels = np.rint((values + 1) * 127.5).astype(np.uint8)
     coloured = len(pixels) == 3
@@ -196,11 +196,11 @@ def _cell(image: Tensor, mask: Tensor | None, scale: int) -> Image.Image:
         picture = Image.fromarray(np.ascontiguousarray(panel))
         size = (picture.width * scale, picture.height * scale)
         large = np.array(picture.resize(size, Image.Resampling.BICUBIC).convert("RGB"))
-        drawn.append(large if outline is None else _outlined(large, outline))
+        drawn.append(large if outline is None else outlined(large, outline))
     return Image.fromarray(np.concatenate(drawn, axis=1))
 
 
-def _outlined(picture: NDArray[np.uint8], mask: NDArray[Any]) -> NDArray[np.uint8]:
+def outlined(picture: NDArray[np.uint8], mask: NDArray[Any]) -> NDArray[np.uint8]:
     """A picture (h w 3) with the inner edge of every class but the background in its colour."""
     padded = np.pad(mask, 1, mode="edge")
     neighbours = (padded[:-2, 1:-1], padded[2:, 1:-1], padded[1:-1, :-2], padded[1:-1, 2:])
