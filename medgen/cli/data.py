@@ -193,9 +193,9 @@ def simulate(
 ) -> None:
     """Write a folder of simulated studies with findings, scalars and splits by patient.
 
-    radiograph: chest radiographs with masks and reports, for the `folder` reader. echo: apical clips at 16
-    frames a second with masks and 12-lead ECGs, for `echo_ecg`. ecg: 12-lead WFDB records at 250
-    Hz, for `wfdb`.
+    radiograph: chest radiographs with masks and reports, for the `folder` reader. echo: apical
+    clips at 16 frames a second with masks and 12-lead ECGs, for `echo_ecg`. ecg: 12-lead WFDB
+    records at 250 Hz, for `wfdb`.
     """
     from medgen.data import timed_exchange
     from medgen.data.export import write_folder
