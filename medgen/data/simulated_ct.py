@@ -220,7 +220,7 @@ def _check(
         problems.append(f"simulated_ct: size must be three numbers from 8 to 512, got {list(size)}")
     if not 0 <= vary < 1:
         problems.append(f"simulated_ct: vary must lie from 0 to below 1, got {vary:g}")
-    elif not FINEST <= min(spacing) * (1 - vary) or max(spacing) > 20:
+    elif min(spacing) * (1 - vary) < FINEST or max(spacing) > 20:
         problems.append(
             f"simulated_ct: spacing must stay between {FINEST:g} and 20 mm, got {list(spacing)} "
             f"varied by {vary:g}"

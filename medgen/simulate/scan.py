@@ -237,9 +237,7 @@ def _vessels(work: _Work, box: Box, central: Array, lung: Array) -> None:
         work.put(tube.name, _shifted(box, near), share, work.hu[blood.get(tube.name, tube.name)])
 
 
-def _lungs(
-    work: _Work, box: Box, lung: Array, wall: Array, wanted: Mapping[str, float]
-) -> None:
+def _lungs(work: _Work, box: Box, lung: Array, wall: Array, wanted: Mapping[str, float]) -> None:
     """Lobes of air with their trees, and findings, which take their room one after the other."""
     a, hu, wide, grid = work.anatomy, work.hu, work.wide, work.grid.within(box)
     _, y, x = grid.coordinates()
@@ -373,7 +371,7 @@ def lump(
 def _seat(
     grid: Grid, room: Array, wall: Array, margin: float, rng: np.random.Generator
 ) -> NDArray[np.float64]:
-    """A random place (mm) in a room, at least `margin` mm under the chest wall where that can be."""
+    """A random place (mm) in a room, `margin` mm under the chest wall where that can be."""
     z = grid.coordinates()[0]
     fit = (room > 0.9) & (wall > margin) & (z > 20)
     free = np.flatnonzero(fit if fit.any() else room > 0.5 * float(room.max()))

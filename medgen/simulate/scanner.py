@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from typing import Literal
 
 import numpy as np
@@ -102,9 +103,10 @@ def _filtered(volume: Array, transfer: Array) -> Array:
     return np.fft.irfft2(spectrum, s=volume.shape[1:], axes=(1, 2)).astype(np.float32)
 
 
+@cache
 def _power(kernel: Kernel, spacing: tuple[float, ...]) -> float:
     """Variance of noise in a pixel, up to a factor: its spectrum summed over frequencies."""
-    f = np.linspace(-2, 2, 801)
+    f = np.linspace(-2, 2, 321)
     rows, columns = f[:, None], f[None]
     passed = transfer(kernel, np.hypot(rows, columns))
     passed = passed * np.sinc(rows * spacing[0]) * np.sinc(columns * spacing[1])
