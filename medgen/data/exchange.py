@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medgen.data.dicom import grey_levels, set_pixels, synthetic_elements, synthetic_origin
+from medgen.data.dicom_series import write_series
 from medgen.data.export import write_image, write_mask
 from medgen.data.splits import SHOWN
 from medgen.disk import building, write_bytes
@@ -28,18 +29,21 @@ Progress = Callable[[int, int], None]
 
 
 def write_dicom(dataset: Dataset, out: Path, *, progress: Progress | None = None) -> Path:
-    """Write synthetic studies as DICOM secondary captures that say they are synthetic.
+    """Write synthetic studies as DICOM files that say they are synthetic.
+
+    Images become secondary captures, volumes in HU a CT series and a segmentation each
+    (`dicom_series.write_series`).
 
     Every attribute is made here, none is copied: identifiers are those of the samples, unique
     identifiers follow from the checkpoint and the seed, so the same dataset gives the same bytes.
 
     Args:
-        dataset: 2-D grayscale studies with synthetic provenance.
-        out: a new or empty folder; receives ID.dcm files.
+        dataset: grayscale images or CT volumes with synthetic provenance.
+        out: a new or empty folder; receives ID.dcm files, or a folder ID a volume.
         progress: called with (studies written, studies in all).
 
     Raises:
-        DataError: a study is not synthetic, or not 2-D grayscale.
+        DataError: a study is not synthetic, in colour, a clip, or a volume without HU.
         OutputError: the folder holds something, is unwritable or full.
 
     Source: DICOM PS3.3 C.12.1.1 (Synthetic Data, 0008,001C), A.8.1 (secondary capture).
@@ -48,12 +52,15 @@ def write_dicom(dataset: Dataset, out: Path, *, progress: Progress | None = None
         for index, study in enumerate(dataset.studies):
             item = dataset[index]
             origin = synthetic_origin(item.provenance, study.id)
-            if item.image is None or item.image.shape[1] != 1 or item.image.ndim != 4:
-                raise DataError(f"study '{study.id}': DICOM export takes 2-D grayscale images")
-            pixels = grey_levels(item.image[0])
-            written = _secondary_capture(pixels[0], origin, index + 1)
-            with (folder / f"{study.id}.dcm").open("wb") as file:
-                written.save_as(file, enforce_file_format=True)
+            if item.image is None or item.image.shape[1] != 1 or dataset.schema.time:
+                raise DataError(f"study '{study.id}': DICOM export takes grayscale images, volumes")
+            if item.image.ndim == 5:
+                write_series(folder / study.id, item, dataset.schema, origin)
+            else:
+                pixels = grey_levels(item.image[0])
+                written = _secondary_capture(pixels[0], origin, index + 1)
+                with (folder / f"{study.id}.dcm").open("wb") as file:
+                    written.save_as(file, enforce_file_format=True)
             if progress is not None:
                 progress(index + 1, len(dataset))
     return out
