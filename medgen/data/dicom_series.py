@@ -87,7 +87,7 @@ def read_series(folder: Path | str) -> Volume:
                 "slices of one series in a folder."
             )
     across = np.array(headers[0].ImageOrientationPatient, dtype=np.float64).reshape(2, 3)
-    normal = np.cross(*across)
+    normal = np.cross(across[0], across[1])
     places = np.array([h.ImagePositionPatient for h in headers], dtype=np.float64)
     order = np.argsort(places @ normal)
     step = _even_step(folder, places[order], normal)
@@ -114,11 +114,12 @@ def read_segmentation(path: Path | str, like: Volume) -> NDArray[np.uint8]:
     frames = header.pixel_array.reshape(-1, int(header.Rows), int(header.Columns))
     inverse = np.linalg.inv(like.affine)
     mask = np.zeros(like.voxels.shape, np.uint8)
+    depth = like.voxels.shape[-1]
     for frame, about in zip(frames, header.PerFrameFunctionalGroupsSequence, strict=True):
         where = LPS @ np.array(about.PlanePositionSequence[0].ImagePositionPatient, np.float64)
         at = (inverse @ [*where, 1.0])[:3]
         k = round(float(at[2]))
-        if frame.T.shape != mask.shape[:2] or abs(at[2] - k) > UNEVEN or not 0 <= k < mask.shape[2]:
+        if frame.T.shape != mask.shape[:2] or abs(at[2] - k) > UNEVEN or not 0 <= k < depth:
             raise DataError(f"{path}: a frame lies on no slice of the volume that it goes with.")
         number = int(about.SegmentIdentificationSequence[0].ReferencedSegmentNumber)
         mask[..., k][frame.T[::-1, ::-1] > 0] = number

@@ -6,7 +6,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,8 +19,9 @@ from medgen.disk import building, write_bytes
 from medgen.errors import DataError
 from medgen.protocols import Dataset
 from medgen.rng import derive
-from medgen.types import Provenance
+from medgen.types import Provenance, Schema
 
+Case = TypeVar("Case", str, int)
 SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
 FOLDS = 5
 SYNTHETIC = "synthetic_"
@@ -111,14 +112,14 @@ def write_nnunet(
         ):  # fmt: skip
             cases[kind] = [f"{kind}_{index:05d}" for index in range(len(dataset))]
             for index, case in enumerate(cases[kind]):
-                _write_case(folder, dataset, index, case=case, place=place)
+                write_case(folder, dataset, index, case=case, place=place)
                 done += 1
                 if progress is not None:
                     progress(done, total)
-        folds = _folds([study.patient for study in train.studies], cases["real"], seed)
+        folds = folds_of([study.patient for study in train.studies], cases["real"], seed)
         splits = [{"train": t + cases["synthetic"], "val": v} for t, v in folds]
         about = {
-            "channel_names": {str(k): f"channel {k}" for k in range(train.schema.channels)},
+            "channel_names": _channel_names(train.schema),
             "labels": {name: value for value, name in enumerate(classes)},
             "numTraining": len(cases["real"]) + len(cases["synthetic"]),
             "file_ending": ".png" if len(train.schema.size) == 2 else ".nii.gz",
@@ -127,6 +128,13 @@ def write_nnunet(
             write_bytes(folder / name, (json.dumps(value, indent=1) + "\n").encode())
         verify_nnunet(folder)
     return out
+
+
+def _channel_names(schema: Schema) -> dict[str, str]:
+    """By number; "CT", which nnU-Net normalises by foreground HU of all cases, for CT volumes."""
+    if len(schema.size) == 3 and schema.channels == 1 and schema.window and schema.window[0] < -200:
+        return {"0": "CT"}
+    return {str(k): f"channel {k}" for k in range(schema.channels)}
 
 
 def verify_nnunet(folder: Path) -> None:
@@ -179,26 +187,55 @@ def _named(fault: str, cases: set[str]) -> str:
     return f"{len(cases)} {fault} ({shown})" if cases else ""
 
 
-def _write_case(folder: Path, dataset: Dataset, index: int, *, case: str, place: str) -> None:
+def write_case(
+    folder: Path, dataset: Dataset, index: int, *, case: str, place: str
+) -> dict[str, Any]:
+    """Write image and mask of a study under a fresh name, channel by channel.
+
+    Args:
+        folder: of the dataset.
+        dataset: of studies with masks.
+        index: of the study.
+        case: its new name; one that begins with `SYNTHETIC` must be synthetic, others must not.
+        place: follows "images" and "labels" in the names of folders.
+
+    Returns:
+        Paths within the folder: "image" (a list where there are several channels) and "label".
+
+    Raises:
+        DataError: the study is in the wrong place, or lacks an image or a mask.
+    """
     item, name = dataset[index], dataset.studies[index].id
     if case.startswith(SYNTHETIC):
         synthetic_origin(item.provenance, name)
     elif item.provenance and item.provenance[0].synthetic:
         raise DataError(f"study '{name}' is synthetic and stands among the real ones")
     if item.image is None or item.mask is None:
-        raise DataError(f"study '{name}': nnU-Net needs an image and a mask")
+        raise DataError(f"study '{name}': this layout needs an image and a mask")
     where = None if item.affine is None else item.affine[0]
-    for channel, pixels in enumerate(item.image[0]):
-        stem = folder / f"images{place}" / f"{case}_{channel:04d}"
-        write_image(stem, pixels[None], dataset.schema, where)
+    images = [
+        write_image(
+            folder / f"images{place}" / f"{case}_{channel:04d}", pixels[None], dataset.schema, where
+        )
+        for channel, pixels in enumerate(item.image[0])
+    ]
     mask = item.mask[0].clamp(min=0)
-    write_mask(folder / f"labels{place}" / case, mask, dataset.schema, where)
+    label = write_mask(folder / f"labels{place}" / case, mask, dataset.schema, where)
+    names = [str(path.relative_to(folder)) for path in images]
+    return {
+        "image": names[0] if len(names) == 1 else names,
+        "label": str(label.relative_to(folder)),
+    }
 
 
-def _folds(
-    patients: Sequence[str], cases: Sequence[str], seed: int
-) -> list[tuple[list[str], list[str]]]:
-    """Training and validation cases of every fold; the cases of a patient stay together."""
+def folds_of(
+    patients: Sequence[str], cases: Sequence[Case], seed: int
+) -> list[tuple[list[Case], list[Case]]]:
+    """Training and validation cases of every fold; the cases of a patient stay together.
+
+    Raises:
+        DataError: there are fewer patients than folds.
+    """
     names = sorted(set(patients))
     if len(names) < FOLDS:
         raise DataError(f"{FOLDS} folds need as many patients, got {len(names)}")

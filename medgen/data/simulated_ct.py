@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -19,6 +20,7 @@ from medgen.simulate.scanner import KERNELS, Protocol
 from medgen.simulate.structures import CODE, PARENTS, grouped
 from medgen.types import Batch, Provenance, Schema
 
+Voxel = TypeVar("Voxel", np.int16, np.uint8)
 CLASSES = ("body", "bone", "lung", "heart", "effusion", "nodule")
 SIZES = {
     "consolidation": (60.0, 300.0),
@@ -194,8 +196,11 @@ def framed(
     last = np.array(grid.origin) + (first + shape - 1) * steps
     affine = np.diag([*steps[::-1], 1.0])
     affine[:3, 3] = -last[::-1]
-    turned = [np.ascontiguousarray(v[::-1, ::-1, ::-1].transpose(2, 1, 0)) for v in (volume, codes)]
-    return turned[0], turned[1], affine
+    return _to_right_front_head(volume), _to_right_front_head(codes), affine
+
+
+def _to_right_front_head(volume: NDArray[Voxel]) -> NDArray[Voxel]:
+    return np.ascontiguousarray(volume[::-1, ::-1, ::-1].transpose(2, 1, 0))
 
 
 def _seen(made: Scan, codes: NDArray[np.uint8], name: str) -> float:
