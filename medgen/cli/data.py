@@ -25,6 +25,7 @@ SHOW_EXAMPLES = examples(
     "medgen data show ~/radiographs --out sheet.png",
     "medgen data show ~/radiographs --mask-classes background,lung --out sheet.png",
     "medgen data show runs/quickstart/synthetic --count 48 --size 64 --out sheet.png",
+    "medgen data show runs/ct/synthetic --count 12 --out slices.gif",
 )
 
 LIST_EXAMPLES = examples(
@@ -71,7 +72,12 @@ def check(
 
 @data.command(epilog=SHOW_EXAMPLES)
 @click.argument("folder", metavar="DATA", type=click.Path(path_type=Path))
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="PNG to write.")
+@click.option(
+    "--out",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="PNG to write; of volumes also a GIF that walks through the slices.",
+)
 @click.option("--table", help="Name of the table; otherwise table or labels, .csv or .json.")
 @click.option("--findings", help="A column of classes, or several of 0 and 1: a,b,c.")
 @click.option("--mask-classes", help="Outline masks of these classes: background,lung.")
@@ -79,6 +85,7 @@ def check(
 @click.option("--size", default=192, show_default=True, type=click.IntRange(8, 2048))
 @click.option("--channels", default=1, show_default=True, type=click.Choice([1, 3]))
 @click.option("--seed", default=0, show_default=True, help="Another seed, other studies.")
+@click.option("--mip", is_flag=True, help="Maximum projections of volumes, not three slices.")
 def show(
     folder: Path,
     out: Path,
@@ -89,12 +96,14 @@ def show(
     size: int,
     channels: int,
     seed: int,
+    mip: bool,
 ) -> None:
     """Write a contact sheet of studies of DATA, drawn evenly by chance, with their findings."""
     from medgen.data.folder import Folder
     from medgen.data.splits import load
     from medgen.data.synthetic import SyntheticDataset
     from medgen.report.pictures import contact_sheet
+    from medgen.report.planes import cine, projections
     from medgen.rng import Rng, derive
 
     dataset: Dataset
@@ -114,8 +123,15 @@ def show(
     studies = load(dataset, chosen)
     assert studies.image is not None
     captions = [_caption(dataset, index) for index in chosen]
-    time = dataset.schema.time
-    contact_sheet(studies.image, captions=captions, masks=studies.mask, path=out, time=time)
+    time, images, masks = dataset.schema.time, studies.image, studies.mask
+    volumes = images.ndim == 5 and not time
+    if (mip or out.suffix == ".gif") and not volumes:
+        raise click.UsageError("--mip and a GIF show volumes; these studies are none")
+    if out.suffix == ".gif":
+        cine(images, out, masks=masks, captions=captions)
+    else:
+        images, masks = projections(images, masks) if mip else (images, masks)
+        contact_sheet(images, captions=captions, masks=masks, path=out, time=time)
     click.echo(f"{out}: {len(chosen)} of {len(dataset)} studies")
 
 
