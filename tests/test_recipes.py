@@ -52,7 +52,12 @@ SMALL = {
 
 SMALL["frame_tokenizer"], SMALL["frame_autoencoder"] = SMALL["tokenizer"], SMALL["autoencoder"]
 SMALL["causal_tokenizer"] = ["codec.channels=[8, 8, 8]", *SMALL["tokenizer"][1:]]
-SIZES = {"nnunet": (16, 16, 16), "simulated_ecg": (128,), "simulated_echo": (8, 32, 32)}
+SIZES = {
+    "nnunet": (16, 16, 16),
+    "simulated_ct": (16, 16, 16),
+    "simulated_ecg": (128,),
+    "simulated_echo": (8, 32, 32),
+}
 """By reader; all others (32, 32)."""
 CAUSAL = (9, 32, 32)
 """Of clips for a codec that compresses time but for the first frame."""
@@ -90,6 +95,7 @@ def overrides_for(name: str) -> list[str]:
     data = sections["data"]
     if data["type"].startswith("simulated"):
         slow = ["data.frames_per_second=8"] if "frames_per_second" in data else []
+        slow += ["data.spacing=[18, 18, 18]"] if data["type"] == "simulated_ct" else []
         return [*chosen, *slow, "data.count=40"]
     if not volumes and data.get("mask_classes"):
         chosen.append("data.mask_classes=[background, lung, heart]")

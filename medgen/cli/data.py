@@ -27,6 +27,7 @@ SHOW_EXAMPLES = examples(
     "medgen data show ~/radiographs --mask-classes background,lung --out sheet.png",
     "medgen data show runs/quickstart/synthetic --count 48 --size 64 --out sheet.png",
     "medgen data show ~/EchoNet-Dynamic --count 6 --out sheet.png --gif loops.gif",
+    "medgen data show runs/ct/synthetic --count 12 --out sheet.png --gif slices.gif",
 )
 
 KINDS = ("radiograph", "echo", "ecg")
@@ -93,7 +94,12 @@ def check(
 
 @data.command(epilog=SHOW_EXAMPLES)
 @click.argument("folder", metavar="DATA", type=click.Path(path_type=Path))
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="PNG to write.")
+@click.option(
+    "--out",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="PNG to write; of volumes also a GIF that walks through the slices.",
+)
 @click.option("--table", help="Name of the table; otherwise table or labels, .csv or .json.")
 @click.option("--findings", help="A column of classes, or several of 0 and 1: a,b,c.")
 @click.option("--mask-classes", help="Outline masks of these classes: background,lung.")
@@ -101,9 +107,10 @@ def check(
 @click.option(
     "--size", type=click.IntRange(8, 2048), help="Side in pixels. Default: 192, clips 112."
 )
-@click.option("--gif", type=click.Path(path_type=Path), help="Also the clips as loops: GIF or MP4.")
+@click.option("--gif", type=click.Path(path_type=Path), help="Also clips as loops, volumes slice by slice: GIF, clips also MP4.")
 @click.option("--channels", default=1, show_default=True, type=click.Choice([1, 3]))
 @click.option("--seed", default=0, show_default=True, help="Another seed, other studies.")
+@click.option("--mip", is_flag=True, help="Maximum projections of volumes, not three slices.")
 def show(
     folder: Path,
     out: Path,
@@ -115,16 +122,19 @@ def show(
     gif: Path | None,
     channels: int,
     seed: int,
+    mip: bool,
 ) -> None:
     """Write a contact sheet of studies of DATA, drawn evenly by chance, with their findings.
 
-    Clips are strips of frames, ECGs traces; --gif plays the first dozen clips beside each other.
+    Clips are strips of frames, ECGs traces, volumes three slices; --gif plays the first dozen clips
+    beside each other, or goes through the volumes' slices.
     """
     from medgen.data.folder import Folder
     from medgen.data.layouts import layout_of, open_layout
     from medgen.data.splits import load
     from medgen.data.synthetic import SyntheticDataset
     from medgen.report.pictures import contact_sheet
+    from medgen.report.planes import cine, projections
     from medgen.rng import Rng, derive
 
     if gif is not None and gif.suffix.lower() not in {".gif", ".mp4"}:
@@ -148,10 +158,19 @@ def show(
     studies = load(dataset, chosen)
     assert studies.image is not None
     captions = [_caption(dataset, index) for index in chosen]
-    time = dataset.schema.time
-    contact_sheet(studies.image, captions=captions, masks=studies.mask, path=out, time=time)
+    time, images, masks = dataset.schema.time, studies.image, studies.mask
+    volumes = images.ndim == 5 and not time
+    if mip and not volumes:
+        raise click.UsageError("--mip shows volumes; these studies are none")
+    shown = projections(images, masks) if mip else (images, masks)
+    contact_sheet(shown[0], captions=captions, masks=shown[1], path=out, time=time)
     click.echo(f"{out}: {len(chosen)} of {len(dataset)} studies")
-    if gif is not None:
+    if gif is not None and volumes and gif.suffix.lower() != ".gif":
+        raise click.UsageError("--gif: volumes go slice by slice into a .gif")
+    if gif is not None and volumes:
+        cine(images, gif, masks=masks, captions=captions)
+        click.echo(f"{gif}: the slices of {len(chosen)} volumes")
+    elif gif is not None:
         played = _play(dataset, chosen[:PLAYED], gif)
         click.echo(f"{gif}: {played} clips")
 

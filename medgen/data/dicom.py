@@ -32,7 +32,9 @@ def grey_levels(image: Tensor) -> NDArray[np.uint8]:
     return ((image.clamp(-1, 1) + 1) * 127.5).round().numpy().astype(np.uint8)
 
 
-def synthetic_elements(origin: Provenance, kind: str, number: int) -> Any:
+def synthetic_elements(
+    origin: Provenance, kind: str, number: int, *, part: Sequence[object] = ()
+) -> Any:
     """The elements of a file that say what it is, whose it is not, and what drew it.
 
     Every attribute is made here, none is copied: identifiers are those of the sample, unique
@@ -42,6 +44,7 @@ def synthetic_elements(origin: Provenance, kind: str, number: int) -> Any:
         origin: of the sample.
         kind: the SOP class's unique identifier.
         number: of the instance in its series.
+        part: names the series, then the instance, where a sample has several of them.
 
     Source: DICOM PS3.3 C.12.1.1 (Synthetic Data, 0008,001C).
     """
@@ -61,7 +64,7 @@ def synthetic_elements(origin: Provenance, kind: str, number: int) -> Any:
 
     meta = FileMetaDataset()
     meta.MediaStorageSOPClassUID = UID(kind)
-    meta.MediaStorageSOPInstanceUID = identifier("instance", origin.id, origin.seed)
+    meta.MediaStorageSOPInstanceUID = identifier("instance", origin.id, origin.seed, *part)
     meta.TransferSyntaxUID = UID(EXPLICIT_LITTLE_ENDIAN)
     meta.ImplementationClassUID = identifier("implementation")
 
@@ -74,7 +77,7 @@ def synthetic_elements(origin: Provenance, kind: str, number: int) -> Any:
     made.ContributingEquipmentSequence = [equipment]
     made.PatientName, made.PatientID = f"SYNTHETIC^{origin.id}", origin.id
     made.StudyInstanceUID = identifier("study", origin.id, origin.seed)
-    made.SeriesInstanceUID = identifier("series", origin.id, origin.seed)
+    made.SeriesInstanceUID = identifier("series", origin.id, origin.seed, *part[:1])
     for name in ("PatientBirthDate", "PatientSex", "StudyDate", "StudyTime", "StudyID"):
         setattr(made, name, "")
     made.ReferringPhysicianName = made.AccessionNumber = ""

@@ -6,20 +6,22 @@ import json
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from medgen.data.dicom import grey_levels, set_pixels, synthetic_elements, synthetic_origin
+from medgen.data.dicom_series import write_series
 from medgen.data.export import write_image, write_mask
 from medgen.data.splits import SHOWN
 from medgen.disk import building, write_bytes
 from medgen.errors import DataError
 from medgen.protocols import Dataset
 from medgen.rng import derive
-from medgen.types import Provenance
+from medgen.types import Provenance, Schema
 
+Case = TypeVar("Case", str, int)
 SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
 FOLDS = 5
 SYNTHETIC = "synthetic_"
@@ -28,18 +30,21 @@ Progress = Callable[[int, int], None]
 
 
 def write_dicom(dataset: Dataset, out: Path, *, progress: Progress | None = None) -> Path:
-    """Write synthetic studies as DICOM secondary captures that say they are synthetic.
+    """Write synthetic studies as DICOM files that say they are synthetic.
+
+    Images become secondary captures, volumes in HU a CT series and a segmentation each
+    (`dicom_series.write_series`).
 
     Every attribute is made here, none is copied: identifiers are those of the samples, unique
     identifiers follow from the checkpoint and the seed, so the same dataset gives the same bytes.
 
     Args:
-        dataset: 2-D grayscale studies with synthetic provenance.
-        out: a new or empty folder; receives ID.dcm files.
+        dataset: grayscale images or CT volumes with synthetic provenance.
+        out: a new or empty folder; receives ID.dcm files, or a folder ID a volume.
         progress: called with (studies written, studies in all).
 
     Raises:
-        DataError: a study is not synthetic, or not 2-D grayscale.
+        DataError: a study is not synthetic, in colour, a clip, or a volume without HU.
         OutputError: the folder holds something, is unwritable or full.
 
     Source: DICOM PS3.3 C.12.1.1 (Synthetic Data, 0008,001C), A.8.1 (secondary capture).
@@ -48,12 +53,15 @@ def write_dicom(dataset: Dataset, out: Path, *, progress: Progress | None = None
         for index, study in enumerate(dataset.studies):
             item = dataset[index]
             origin = synthetic_origin(item.provenance, study.id)
-            if item.image is None or item.image.shape[1] != 1 or item.image.ndim != 4:
-                raise DataError(f"study '{study.id}': DICOM export takes 2-D grayscale images")
-            pixels = grey_levels(item.image[0])
-            written = _secondary_capture(pixels[0], origin, index + 1)
-            with (folder / f"{study.id}.dcm").open("wb") as file:
-                written.save_as(file, enforce_file_format=True)
+            if item.image is None or item.image.shape[1] != 1 or dataset.schema.time:
+                raise DataError(f"study '{study.id}': DICOM export takes grayscale images, volumes")
+            if item.image.ndim == 5:
+                write_series(folder / study.id, item, dataset.schema, origin)
+            else:
+                pixels = grey_levels(item.image[0])
+                written = _secondary_capture(pixels[0], origin, index + 1)
+                with (folder / f"{study.id}.dcm").open("wb") as file:
+                    written.save_as(file, enforce_file_format=True)
             if progress is not None:
                 progress(index + 1, len(dataset))
     return out
@@ -104,14 +112,14 @@ def write_nnunet(
         ):  # fmt: skip
             cases[kind] = [f"{kind}_{index:05d}" for index in range(len(dataset))]
             for index, case in enumerate(cases[kind]):
-                _write_case(folder, dataset, index, case=case, place=place)
+                write_case(folder, dataset, index, case=case, place=place)
                 done += 1
                 if progress is not None:
                     progress(done, total)
-        folds = _folds([study.patient for study in train.studies], cases["real"], seed)
+        folds = folds_of([study.patient for study in train.studies], cases["real"], seed)
         splits = [{"train": t + cases["synthetic"], "val": v} for t, v in folds]
         about = {
-            "channel_names": {str(k): f"channel {k}" for k in range(train.schema.channels)},
+            "channel_names": _channel_names(train.schema),
             "labels": {name: value for value, name in enumerate(classes)},
             "numTraining": len(cases["real"]) + len(cases["synthetic"]),
             "file_ending": ".png" if len(train.schema.size) == 2 else ".nii.gz",
@@ -120,6 +128,13 @@ def write_nnunet(
             write_bytes(folder / name, (json.dumps(value, indent=1) + "\n").encode())
         verify_nnunet(folder)
     return out
+
+
+def _channel_names(schema: Schema) -> dict[str, str]:
+    """By number; "CT", which nnU-Net normalises by foreground HU of all cases, for CT volumes."""
+    if len(schema.size) == 3 and schema.channels == 1 and schema.window and schema.window[0] < -200:
+        return {"0": "CT"}
+    return {str(k): f"channel {k}" for k in range(schema.channels)}
 
 
 def verify_nnunet(folder: Path) -> None:
@@ -172,26 +187,55 @@ def _named(fault: str, cases: set[str]) -> str:
     return f"{len(cases)} {fault} ({shown})" if cases else ""
 
 
-def _write_case(folder: Path, dataset: Dataset, index: int, *, case: str, place: str) -> None:
+def write_case(
+    folder: Path, dataset: Dataset, index: int, *, case: str, place: str
+) -> dict[str, Any]:
+    """Write image and mask of a study under a fresh name, channel by channel.
+
+    Args:
+        folder: of the dataset.
+        dataset: of studies with masks.
+        index: of the study.
+        case: its new name; one that begins with `SYNTHETIC` must be synthetic, others must not.
+        place: follows "images" and "labels" in the names of folders.
+
+    Returns:
+        Paths within the folder: "image" (a list where there are several channels) and "label".
+
+    Raises:
+        DataError: the study is in the wrong place, or lacks an image or a mask.
+    """
     item, name = dataset[index], dataset.studies[index].id
     if case.startswith(SYNTHETIC):
         synthetic_origin(item.provenance, name)
     elif item.provenance and item.provenance[0].synthetic:
         raise DataError(f"study '{name}' is synthetic and stands among the real ones")
     if item.image is None or item.mask is None:
-        raise DataError(f"study '{name}': nnU-Net needs an image and a mask")
+        raise DataError(f"study '{name}': this layout needs an image and a mask")
     where = None if item.affine is None else item.affine[0]
-    for channel, pixels in enumerate(item.image[0]):
-        stem = folder / f"images{place}" / f"{case}_{channel:04d}"
-        write_image(stem, pixels[None], dataset.schema, where)
+    images = [
+        write_image(
+            folder / f"images{place}" / f"{case}_{channel:04d}", pixels[None], dataset.schema, where
+        )
+        for channel, pixels in enumerate(item.image[0])
+    ]
     mask = item.mask[0].clamp(min=0)
-    write_mask(folder / f"labels{place}" / case, mask, dataset.schema, where)
+    label = write_mask(folder / f"labels{place}" / case, mask, dataset.schema, where)
+    names = [str(path.relative_to(folder)) for path in images]
+    return {
+        "image": names[0] if len(names) == 1 else names,
+        "label": str(label.relative_to(folder)),
+    }
 
 
-def _folds(
-    patients: Sequence[str], cases: Sequence[str], seed: int
-) -> list[tuple[list[str], list[str]]]:
-    """Training and validation cases of every fold; the cases of a patient stay together."""
+def folds_of(
+    patients: Sequence[str], cases: Sequence[Case], seed: int
+) -> list[tuple[list[Case], list[Case]]]:
+    """Training and validation cases of every fold; the cases of a patient stay together.
+
+    Raises:
+        DataError: there are fewer patients than folds.
+    """
     names = sorted(set(patients))
     if len(names) < FOLDS:
         raise DataError(f"{FOLDS} folds need as many patients, got {len(names)}")

@@ -162,7 +162,7 @@ class Folder:
         """The files of a column; all must exist."""
         names = rows.column(self.reading.name(role), f"the {role} files")
         files = [self._folder / inside(self._folder, name) for name in names]
-        missing = [name for name, file in zip(names, files, strict=True) if not file.is_file()]
+        missing = [name for name, file in zip(names, files, strict=True) if not file.exists()]
         if missing:
             more = f", and {len(missing) - SHOWN} more" if len(missing) > SHOWN else ""
             raise DataError(

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from medgen.data.dicom_series import read_series
 from medgen.data.files import read_image, read_mask, to_channels
 from medgen.data.geometry import Fit, Volume, fit_image, fit_mask, regrid, to_unit
 from medgen.data.splits import SHOWN
@@ -143,7 +144,7 @@ class Images(Sequence[Batch]):
         size = (self.schema.size[0], self.schema.size[1], self.schema.size[2])
         spacing, channels, place, affine = self.reading.spacing, [], None, None
         for path in self.images[index]:
-            volume = read_volume(path)
+            volume = read_series(path) if path.is_dir() else read_volume(path)
             place = place or volume
             _same_place(self.images[index][0], place, path, volume)
             window = self.reading.window or _tails(path, volume)

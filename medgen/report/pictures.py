@@ -83,9 +83,9 @@ def planes(images: Tensor, masks: Tensor | None = None) -> tuple[Tensor, Tensor 
     for i, volume in enumerate(images):
         mask = None if masks is None else masks[i]
         at = _middle(volume, mask)
-        pictures.append(_beside(_slices(volume, at), -1.0))
+        pictures.append(beside(_slices(volume, at), -1.0))
         if mask is not None:
-            outlines.append(_beside(_slices(mask, at), 0))
+            outlines.append(beside(_slices(mask, at), 0))
     return torch.stack(pictures), torch.stack(outlines) if outlines else None
 
 
@@ -99,10 +99,18 @@ def _slices(volume: Tensor, at: Sequence[int]) -> list[Tensor]:
     """Axial, coronal and sagittal slices (... h w) of a volume (... x y z)."""
     x, y, z = at
     cut = (volume[..., :, :, z], volume[..., :, y, :], volume[..., x, :, :])
-    return [plane.flip((-2, -1)).transpose(-2, -1) for plane in cut]
+    return [upright(plane) for plane in cut]
 
 
-def _beside(parts: list[Tensor], fill: float) -> Tensor:
+def upright(plane: Tensor) -> Tensor:
+    """A slice (... a b), axes to the right, front or head, as it is looked at: (... rows columns).
+
+    The patient's right is on the left, front and head are up.
+    """
+    return plane.flip((-2, -1)).transpose(-2, -1)
+
+
+def beside(parts: list[Tensor], fill: float) -> Tensor:
     """Slices (... h w) of several heights side by side."""
     height = max(part.shape[-2] for part in parts)
     padded = [

@@ -112,22 +112,22 @@ def midline(grid: Grid, anatomy: Anatomy, wide: float) -> Array:
     return cover(np.abs(x - cage.spine_x) - np.maximum(half, spine), wide)
 
 
-def _trunk(anatomy: Anatomy, z: Array) -> tuple[Array, Array, Array]:
+def trunk(anatomy: Anatomy, z: Array) -> tuple[Array, Array, Array]:
     """Half-width, half-depth and y of the middle of neck and trunk at heights z, mm."""
     a, top = anatomy, anatomy.shoulder
     wall = a.muscle + a.fat
-    trunk, neck = a.half_width + wall + 4, 56 + 0.5 * a.fat
+    chest, neck = a.half_width + wall + 4, 56 + 0.5 * a.fat
     half_width = profile(
         [
             (-90, neck),
             (top - 52, neck + 3),
             (top - 30, neck + 25),
-            (top - 12, 0.8 * trunk),
-            (top + 8, trunk),
-            (top + 35, 1.06 * trunk),
-            (top + 100, trunk - 3),
-            (a.height, trunk),
-            (a.height + 120, trunk - 4 + 0.4 * a.fat),
+            (top - 12, 0.8 * chest),
+            (top + 8, chest),
+            (top + 35, 1.06 * chest),
+            (top + 100, chest - 3),
+            (a.height, chest),
+            (a.height + 120, chest - 4 + 0.4 * a.fat),
         ],
         z,
     )
@@ -149,7 +149,7 @@ def body(grid: Grid, anatomy: Anatomy, wide: float) -> tuple[Array, Array]:
     """The volume (HU) of skin, fat and muscle in air, and the share of voxels inside the body."""
     z, y, x = grid.coordinates()
     a = anatomy
-    half_width, half_depth, middle = _trunk(anatomy, z)
+    half_width, half_depth, middle = trunk(anatomy, z)
     outer = superellipse(x, y - middle, half_width, half_depth)
     share = cover(-depth_below(*outer, half_width, half_depth), wide)
     inner = superellipse(x, y - middle, half_width - a.fat, half_depth - a.fat)
@@ -177,11 +177,11 @@ def _limbs(grid: Grid, anatomy: Anatomy, wide: float) -> list[tuple[Box, Array, 
         box, distance = capsules(grid, (joint, elbow), (girth + 6, girth - 4))
         parts.append((box, cover(distance, wide), 20.0))
         if a.breast:
-            parts.append((*_breast(grid, a, side, wide), -30.0))
+            parts.append((*breast(grid, a, side, wide), -30.0))
     return parts
 
 
-def _breast(grid: Grid, anatomy: Anatomy, side: int, wide: float) -> tuple[Box, Array]:
+def breast(grid: Grid, anatomy: Anatomy, side: int, wide: float) -> tuple[Box, Array]:
     """A breast as a heap on the chest wall: steep below, fading upwards."""
     a = anatomy
     center, radius = (
@@ -192,7 +192,7 @@ def _breast(grid: Grid, anatomy: Anatomy, side: int, wide: float) -> tuple[Box, 
     low = (center[0] - 2.2 * radius, -deep - a.breast - 5, center[1] - radius)
     box = grid.box(low, (center[0] + radius, -0.3 * a.half_depth, center[1] + radius))
     z, y, x = grid.within(box).coordinates()
-    half_width, half_depth, middle = _trunk(a, z)
+    half_width, half_depth, middle = trunk(a, z)
     high = np.where(z < center[0], (z - center[0]) / 2.0, z - center[0])
     heap = 1 - np.square(high / radius) - np.square((x - center[1]) / radius)
     inner = np.clip(1 - (np.abs(x) / half_width) ** POWER, 0, 1) ** (1 / POWER)

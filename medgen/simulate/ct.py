@@ -10,11 +10,11 @@ from numpy.typing import NDArray
 
 from medgen.errors import did_you_mean
 from medgen.rng import derive
-from medgen.simulate import chest, findings
+from medgen.simulate import chest, findings, mediastinum
 from medgen.simulate.anatomy import FINDINGS, Anatomy, draw_anatomy
 from medgen.simulate.shapes import Array, Box, Grid, capsules, cover, ellipsoid, paint, splat
 from medgen.simulate.skeleton import skeleton
-from medgen.simulate.vessels import grow, scatter
+from medgen.simulate.vessels import scatter
 
 LABELS = (
     "air",
@@ -172,60 +172,18 @@ def _chest_contents(work: _Work, seed: int, wanted: Mapping[str, float]) -> None
 
 
 def _heart(work: _Work, ratio: float) -> Array:
-    """Share of voxels inside the heart, scaled until its width is `ratio` of the chest's."""
-    a, part = work.anatomy, work.part
-    tilt, turn = np.deg2rad(a.heart_tilt), np.deg2rad(35)
-    long = np.array([np.sin(tilt), -np.cos(tilt) * np.sin(turn), np.cos(tilt) * np.cos(turn)])
-    aside = np.cross(long, [0, 1, 0.0])
-    aside /= np.linalg.norm(aside)
-    frame = np.stack([long, aside, np.cross(long, aside)], axis=1)
-    chambers = [
-        ((-48, -20, 27), (66, 48, 57), frame),
-        ((-56, -6, -22), (54, 47, 28), np.eye(3)),
-        ((-76, 14, 8), (34, 28, 42), np.eye(3)),
-        ((-96, -16, 10), (44, 28, 27), np.eye(3)),
-    ]
-    spans = [np.sqrt((f**2) @ np.square(r))[2] for _, r, f in chambers]
-    left = max(c[2] + s for (c, _, _), s in zip(chambers, spans, strict=True))
-    right = min(c[2] - s for (c, _, _), s in zip(chambers, spans, strict=True))
-    scale = 2 * a.half_width * ratio / (left - right)
-    squeeze = (scale / 0.93) ** -0.35
-    base = np.array([a.height + a.dome_gap + 24, 0.0, 0.0])
-    heart = np.zeros(part.shape, dtype=np.float32)
-    for center, radii, turned in chambers:
-        place = base + np.array(center) * scale * np.array([squeeze, squeeze, 1])
-        box, distance = ellipsoid(part, place, np.array(radii) * scale, turned)
+    """Share of voxels inside the heart, its width `ratio` of the chest's."""
+    heart = np.zeros(work.part.shape, dtype=np.float32)
+    for place, radii, turned in mediastinum.heart(work.anatomy, ratio):
+        box, distance = ellipsoid(work.part, place, radii, turned)
         np.maximum(heart[box], cover(distance, work.wide), out=heart[box])
     return heart
 
 
 def _great_vessels(work: _Work, central: Array) -> None:
-    """The aorta with its knob, the caval vein and the trunk of the pulmonary artery."""
-    a, part = work.anatomy, work.part
-    h, r = a.height, a.aorta
-    knob = 0.27 * h + 4
-    z, _, _ = part.coordinates()
-    back = float(np.interp(knob, z[:, 0, 0], chest.cage_of(a, z).spine_y[:, 0, 0]))
-    aorta = [
-        (0.55 * h, -18, -8),
-        (0.40 * h, -22, -14),
-        (knob + 4, -14, -2),
-        (knob, -2, 16),
-        (knob, 24, 24),
-        (knob + 12, back - 18, 24),
-        (0.75 * h, back - 8, 18),
-        (1.3 * h, back, 12),
-    ]
-    trunk = [(0.52 * h, -26, 16), (0.41 * h, -18, 28), (0.42 * h, 14, 32)]
-    for line, radii in (
-        (aorta, [r + 3, r + 3, r + 2, r + 1, r + 1, r, r - 1, r - 2]),
-        ([(0.05 * h, 0, -20), (0.3 * h, -4, -24), (0.5 * h, -4, -26)], [8, 9, 11]),
-        (trunk, [15, 14, 12]),
-        ([(0.44 * h, 0, 12), (0.46 * h, 4, -30), (0.50 * h, 6, -40)], [11, 10, 9]),
-        ([(0.46 * h, 6, -40), (0.64 * h, 16, -54)], [9, 5]),
-        ([(0.42 * h, 12, 36), (0.60 * h, 22, 50)], [9, 5]),
-    ):
-        box, distance = capsules(part, line, radii)
+    """The aorta with its knob, the caval vein and the pulmonary arteries."""
+    for tube in mediastinum.great_vessels(work.anatomy, work.part):
+        box, distance = capsules(work.part, tube.line, tube.radii)
         np.maximum(central[box], cover(distance, work.wide), out=central[box])
 
 
@@ -281,32 +239,14 @@ def _mark(work: _Work, free: Array, share: Array, label: str) -> None:
 
 def _vessel_share(work: _Work, seed: int) -> Array:
     """Share of voxels inside lung vessels: arteries and veins branching from both hila."""
-    a, rng = work.anatomy, np.random.default_rng(derive(seed, "vessels"))
-    roots, ways = [], []
-    for side, high in ((-1, 0.47), (1, 0.44)):
-        for angle in np.deg2rad([-75, -45, -15, 15, 40, 62, 82]):
-            for depth in (-0.45, 0.1, 0.55):
-                way = np.array([np.sin(angle), depth, side * np.cos(angle)])
-                ways.append(way / np.linalg.norm(way))
-                roots.append(
-                    np.array([high * a.height, 8.0, side * 34.0])
-                    + 10 * np.array([way[0], way[1], 0])
-                )
-    tree = grow(
-        rng, np.array(roots), np.array(ways), radius=4.4 * a.vessels, length=24.0 * a.height / 210
-    )
+    rng = np.random.default_rng(derive(seed, "vessels"))
+    tree = mediastinum.lung_vessels(work.anatomy, rng)
     points, volumes = scatter(tree, rng, work.grid.spacing[0])
     return splat(work.part, points, volumes)
 
 
 def _airways(work: _Work) -> None:
     """Trachea and main bronchi."""
-    h = work.anatomy.height
-    carina = (0.38 * h, 12, -2)
-    for line, radii in (
-        ([(-75, 0, 0), (0, 6, 0), carina], [8.5, 8.5, 8]),
-        ([carina, (0.47 * h, 10, -32)], [7, 6]),
-        ([carina, (0.49 * h, 12, 40)], [6.5, 5]),
-    ):
-        box, distance = capsules(work.grid, line, radii)
+    for tube in mediastinum.airways(work.anatomy):
+        box, distance = capsules(work.grid, tube.line, tube.radii)
         paint(work.volume[box], cover(distance, work.wide), chest.AIR)

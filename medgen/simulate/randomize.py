@@ -16,7 +16,12 @@ BIAS_GRID = 4
 
 
 def randomize(
-    mask: NDArray[np.integer], classes: int, rng: np.random.Generator, *, channels: int = 1
+    mask: NDArray[np.integer],
+    classes: int,
+    rng: np.random.Generator,
+    *,
+    channels: int = 1,
+    artefacts: bool = False,
 ) -> NDArray[np.float32]:
     """An image of a mask: every class has a random mean and grain, then blur, bias and gamma.
 
@@ -28,11 +33,43 @@ def randomize(
         classes: how many there are.
         rng: all randomness of the image.
         channels: of the image; each has a contrast of its own.
+        artefacts: also thick slices along a random axis, stripes and noise, each by chance.
 
     Returns:
         (channels, *s) float32 in [-1, 1].
     """
-    return np.stack([_channel(mask, classes, rng) for _ in range(channels)])
+    made = np.stack([_channel(mask, classes, rng) for _ in range(channels)])
+    if not artefacts:
+        return made
+    thick, axis = int(rng.integers(1, 5)), int(rng.integers(mask.ndim))
+    spoiled = [thick_slices(channel, thick, axis) for channel in made]
+    return np.stack([_striped(channel, rng) for channel in spoiled])
+
+
+def thick_slices(image: NDArray[np.float32], thick: int, axis: int) -> NDArray[np.float32]:
+    """An image (*s) as if taken in slices so many voxels thick along an axis, then interpolated."""
+    if thick < 2:
+        return image
+    length = image.shape[axis]
+    starts = np.arange(0, length, thick)
+    widths = np.diff([*starts, length])
+    means = np.moveaxis(np.add.reduceat(image, starts, axis=axis), axis, -1) / widths
+    centres = starts + (widths - 1) / 2
+    spread = np.apply_along_axis(
+        lambda line: np.interp(np.arange(length), centres, line), -1, means
+    )
+    return np.moveaxis(spread, -1, axis).astype(np.float32)
+
+
+def _striped(image: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.float32]:
+    """White noise and, every other time, the stripes of one wrong number in k-space."""
+    noisy = image + rng.uniform(0, 0.15) * rng.normal(size=image.shape)
+    if rng.random() < 0.5:
+        waves = rng.uniform(0, 0.5, image.ndim)
+        axes = np.meshgrid(*(np.arange(s) for s in image.shape), indexing="ij")
+        along = sum(w * a for w, a in zip(waves, axes, strict=True))
+        noisy = noisy + rng.uniform(0, 0.15) * np.cos(2 * np.pi * (along + rng.random()))
+    return np.clip(noisy, -1, 1).astype(np.float32)
 
 
 def _channel(

@@ -20,14 +20,27 @@ REACH = np.interp(_NUMBERS, [0, 3, 6, 9, 10, 11], [2.45, 2.5, 2.3, 1.95, 1.5, 1.
 
 
 def skeleton(
-    grid: Grid, anatomy: Anatomy, rng: np.random.Generator, wide: float
+    grid: Grid,
+    anatomy: Anatomy,
+    rng: np.random.Generator,
+    wide: float,
+    *,
+    arms: bool = True,
 ) -> tuple[Array, Array]:
-    """Share of voxels that are bone, and their HU above soft tissue times that share."""
+    """Share of voxels that are bone, and their HU above soft tissue times that share.
+
+    Args:
+        grid: where.
+        anatomy: of whom.
+        rng: draws how the bones lie.
+        wide: mm over which a surface is blurred.
+        arms: draw the upper arms; they are raised out of sight in a CT scan.
+    """
     share = np.zeros(grid.shape, dtype=np.float32)
     extra = np.zeros(grid.shape, dtype=np.float32)
     _ribs(grid, anatomy, rng, share, extra)
     _spine(grid, anatomy, share, extra, wide)
-    _girdle(grid, anatomy, rng, share, extra, wide)
+    _girdle(grid, anatomy, rng, share, extra, wide, arms)
     extra *= anatomy.bone
     return share, extra
 
@@ -113,7 +126,13 @@ def _arch(side: Array, back: Array, high: Array, size: Array, wide: float) -> Ar
 
 
 def _girdle(
-    grid: Grid, anatomy: Anatomy, rng: np.random.Generator, share: Array, extra: Array, wide: float
+    grid: Grid,
+    anatomy: Anatomy,
+    rng: np.random.Generator,
+    share: Array,
+    extra: Array,
+    wide: float,
+    arms: bool,
 ) -> None:
     """Clavicles, shoulder blades, upper arms and breastbone."""
     a = anatomy
@@ -126,9 +145,10 @@ def _girdle(
             _between(inner, outer, t, bow) for t, bow in ((0.0, 0), (0.3, -14), (0.65, 2), (1.0, 0))
         ]
         _bone(grid, s_curve, [10, 6.5, 5.5, 7.5], share, extra, wide)
-        elbow = (joint[0] + 300 * np.cos(swing), 20.0, joint[2] + side * 300 * np.sin(swing))
-        neck = tuple(j + 0.12 * (e - j) for j, e in zip(joint, elbow, strict=True))
-        _bone(grid, [joint, neck, elbow], [21, 13, 11], share, extra, wide)
+        if arms:
+            elbow = (joint[0] + 300 * np.cos(swing), 20.0, joint[2] + side * 300 * np.sin(swing))
+            neck = tuple(j + 0.12 * (e - j) for j, e in zip(joint, elbow, strict=True))
+            _bone(grid, [joint, neck, elbow], [21, 13, 11], share, extra, wide)
         glenoid = (joint[0] + 4, 34.0, joint[2] - side * 30)
         tip = (joint[0] + 118, a.half_depth + 4, side * (a.half_width - 12))
         medial = (joint[0] - 4, a.half_depth + 2, side * (0.62 * a.half_width))
