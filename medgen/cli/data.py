@@ -107,7 +107,11 @@ def check(
 @click.option(
     "--size", type=click.IntRange(8, 2048), help="Side in pixels. Default: 192, clips 112."
 )
-@click.option("--gif", type=click.Path(path_type=Path), help="Also clips as loops, volumes slice by slice: GIF, clips also MP4.")
+@click.option(
+    "--gif",
+    type=click.Path(path_type=Path),
+    help="Also clips as loops, volumes slice by slice: GIF, clips also MP4.",
+)
 @click.option("--channels", default=1, show_default=True, type=click.Choice([1, 3]))
 @click.option("--seed", default=0, show_default=True, help="Another seed, other studies.")
 @click.option("--mip", is_flag=True, help="Maximum projections of volumes, not three slices.")

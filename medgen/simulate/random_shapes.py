@@ -70,4 +70,5 @@ def tubes(size: Sequence[int], rng: np.random.Generator) -> NDArray[np.int64]:
     )
     share = splat(grid, *scatter(tree, rng, 0.4))
     inside = share > HALF
-    return (inside if len(size) == 3 else inside.any(axis=0)).astype(np.int64)
+    shown = inside if len(size) == 3 else np.any(inside, axis=0, keepdims=True)[0]
+    return shown.astype(np.int64)
