@@ -14,7 +14,7 @@ import torch
 
 from medgen.augmentation.intervals import patient_weights, percentile_interval
 from medgen.augmentation.scores import auroc, correlation
-from medgen.evaluation.alignment import _share
+from medgen.evaluation.alignment import share_estimate
 from medgen.evaluation.appearance import Intensity, Spectrum
 from medgen.evaluation.distribution import Frechet, Kid, Mmd
 from medgen.evaluation.diversity import Prdc, Vendi
@@ -131,6 +131,6 @@ def test_bootstrapped_scores():
         found["correlation"] += low <= 0.6 <= high
         right = (rng.uniform(size=(COUNT, 1)) < 0.97).astype(float).repeat(2, axis=0)
         twice = weights.repeat(2, axis=1)
-        share = _share(right, np.ones_like(right), twice, 2 * COUNT, 0.5)
+        share = share_estimate(right, np.ones_like(right), twice, 2 * COUNT, 0.5)
         found["share"] += share.low <= 0.97 <= share.high
     assert min(found.values()) >= ENOUGH, found
