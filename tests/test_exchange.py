@@ -182,7 +182,7 @@ def marked_folder(simulated_folder, tmp_path):
     shutil.copytree(simulated_folder, folder)
     header, *rows = (folder / "table.csv").read_text().splitlines()
     at = {name: place for place, name in enumerate(header.split(","))}
-    marked = [f"{header},report,age,{CANARY} ward"]
+    marked = [f"{header},age,{CANARY} ward"]
     for number, row in enumerate(rows):
         cells = row.split(",")
         for kind, suffix in (("image", list(WRITERS)[number % 3]), ("mask", ".png")):
@@ -191,7 +191,8 @@ def marked_folder(simulated_folder, tmp_path):
             WRITERS[suffix](Image.open(old), folder / cells[at[kind]])
             old.unlink()
         cells[at["patient"]] = f"{CANARY}-{cells[at['patient']]}"
-        marked.append(",".join([*cells, f"{CANARY} report", f"{40 + number}", f"{CANARY} ward"]))
+        cells[at["report"]] = f"{CANARY} report"
+        marked.append(",".join([*cells, f"{40 + number}", f"{CANARY} ward"]))
     (folder / "table.csv").write_text("\n".join(marked) + "\n")
     for suffix in WRITERS:
         file = next((folder / "images").glob(f"*{suffix}"))

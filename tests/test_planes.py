@@ -44,4 +44,4 @@ def test_projections_of_pictures_are_refused(tmp_path):
     folder = write_folder(Simulated(2, (16, 16)), tmp_path / "in")
     done = CliRunner().invoke(cli, ["data", "show", str(folder), "--mip", "--out", "a.png"])
     assert done.exit_code == 2
-    assert "show volumes" in done.output
+    assert "shows volumes" in done.output

@@ -123,7 +123,7 @@ def described(studies: Studies, *, shuffled: bool = False) -> Studies:
 
 
 REAL = described(discs(300))
-METRIC = TextRetrieval(steps=150, pool=4)
+METRIC = TextRetrieval(steps=80, pool=4)
 
 
 def test_images_find_the_reports_that_they_show():

@@ -71,10 +71,6 @@ class TextRetrieval:
         """
         if self.pool < 2:
             raise DataError(f"text retrieval needs a pool of at least 2 reports, got {self.pool}")
-        train = comparison.train.batch.text or ()
-        judge = Retriever(
-            images_of(comparison.train.batch), train, seed=comparison.seed, steps=self.steps
-        )
         asked = _asked(comparison)
         real = comparison.test.batch.text or ()
         others = sorted({report for report in (*asked, *real) if report})
@@ -83,6 +79,10 @@ class TextRetrieval:
                 f"text retrieval among {self.pool} reports needs as many that differ, got "
                 f"{len(others)}; set a smaller `pool`"
             )
+        train = comparison.train.batch
+        judge = Retriever(
+            images_of(train), train.text or (), seed=comparison.seed, steps=self.steps
+        )
         found = self._shares(judge, comparison.synthetic, asked, others, comparison.seed)
         floors = self._shares(judge, comparison.test, real, others, comparison.seed + 1)
         return {name: replace(e, floor=floors[name]) for name, e in found.items()}
