@@ -1,5 +1,6 @@
 """What leaves for other tools: flagged synthetic, train-only, and without a trace of patients."""
 
+import csv
 import json
 import shutil
 from dataclasses import replace
@@ -184,7 +185,7 @@ def marked_folder(simulated_folder, tmp_path):
     at = {name: place for place, name in enumerate(header.split(","))}
     marked = [f"{header},age,{CANARY} ward"]
     for number, row in enumerate(rows):
-        cells = row.split(",")
+        cells = next(csv.reader([row]))
         for kind, suffix in (("image", list(WRITERS)[number % 3]), ("mask", ".png")):
             old = folder / cells[at[kind]]
             cells[at[kind]] = f"{kind}s/{CANARY}-{number}{suffix}"
