@@ -238,7 +238,7 @@ def _gallery(out: Path, train: Subset) -> Any:
         real_captions=_captions(train, order),
         synthetic_captions=_captions(synthetic, places),
         nearest_captions=[f"RMS distance {value:.3f}" for value in distance.amin(dim=1)],
-        studies=_suspects(out, train, everything),
+        studies=_suspects(out, synthetic, train),
         quiz_real=_pixels(everything[asked_real], time),
         quiz_synthetic=_pixels(_images(synthetic, asked), time),
         loops=_loops(synthetic, places[:PLAYING], train),
@@ -276,15 +276,18 @@ def _images(dataset: Dataset, places: list[int]) -> Tensor:
     return image
 
 
-def _suspects(out: Path, train: Subset, images: Tensor) -> dict[str, np.ndarray]:
-    """Pictures of the real studies that suspicious pairs name."""
+def _suspects(out: Path, synthetic: Dataset, train: Subset) -> dict[str, np.ndarray]:
+    """Pictures of the studies that suspicious pairs name, of both sides."""
     if not (out / EVALUATION).is_file():
         return {}
     pairs = json.loads((out / EVALUATION).read_text()).get("pairs", [])
-    wanted = {pair["real"] for pair in pairs}
-    found = {study.id: i for i, study in enumerate(train.studies) if study.id in wanted}
-    time = train.schema.time
-    return {name: _pixels(images[i : i + 1], time)[0] for name, i in found.items()}
+    shown: dict[str, np.ndarray] = {}
+    for side, dataset in (("real", train), ("synthetic", synthetic)):
+        wanted = {pair[side] for pair in pairs}
+        for place, study in enumerate(dataset.studies):
+            if study.id in wanted:
+                shown[study.id] = _pixels(_images(dataset, [place]), dataset.schema.time)[0]
+    return shown
 
 
 def _pixels(images: Tensor, time: bool) -> np.ndarray:

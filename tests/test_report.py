@@ -17,7 +17,7 @@ from medgen.augmentation.verdict import DUPLICATES, MIXED, REAL, SYNTHETIC
 from medgen.errors import DataError, OutputError
 from medgen.report.gallery import Gallery
 from medgen.report.html import write_report
-from medgen.report.plots import arm_points, curves
+from medgen.report.plots import arm_points, curves, training_chart
 from medgen.report.privacy import flagged
 from medgen.report.results import Comparison, read_estimate, read_run
 from medgen.report.wording import (
@@ -388,6 +388,16 @@ def test_curves_take_losses_only_and_skip_what_is_missing():
     assert found["validation"][1].tolist() == [0.5]
 
 
+def test_losses_over_decades_have_plain_ticks():
+    """A page without the formulas of matplotlib, and a tick even where no power of ten is."""
+    for losses in ([0.9, 0.11], [20.0, 0.03]):
+        log = [{"images": 64 * (i + 1), "loss": loss} for i, loss in enumerate(losses)]
+        chart = training_chart(log)
+        assert chart
+        assert "mathdefault" not in chart
+        assert ">0.2<" in chart
+
+
 def test_null_reads_as_not_available():
     read = read_estimate({"value": None, "low": None, "high": None, "n": 3})
     assert isinstance(read, Estimate)
@@ -508,6 +518,16 @@ def test_a_pair_tells_why_it_is_suspicious(full_run):
         "alike after alignment, mirrored, score 0.60, at most 2 % of unseen studies score so high"
         in text
     )
+
+
+def test_a_pair_of_clips_shows_both(full_run):
+    """The files of clips are no pictures: what is shown of them comes with the gallery."""
+    pair = SCORES["samples"][0]
+    (full_run / "synthetic" / "images" / f"{pair['synthetic']}.png").unlink()
+    frames = np.zeros((16, 96), np.uint8)
+    assert "no picture" in report(full_run, gallery=Gallery(studies={pair["real"]: frames}))
+    both = {pair["real"]: frames, pair["synthetic"]: frames}
+    assert "no picture" not in report(full_run, gallery=Gallery(studies=both))
 
 
 def test_rejections_are_counted_by_reason(full_run):

@@ -40,7 +40,8 @@ class Gallery:
         real_captions: one a real study, such as its finding; empty for none.
         synthetic_captions: one a synthetic study: what was asked for.
         nearest_captions: one a nearest study, such as its distance.
-        studies: pictures (h w) or (h w 3) of real studies by id, for the suspicious pairs.
+        studies: pictures (h w) or (h w 3) of studies by id, for the suspicious pairs; a synthetic
+            one that is missing is read from the run's folder, if it is a picture.
         quiz_real: real studies of the quiz, best none of those above.
         quiz_synthetic: synthetic studies of the quiz.
         loops: clips that play.
@@ -217,10 +218,13 @@ def _side(
 
 
 def _suspicious(run: RunResults, pair: Pair, studies: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    path, image = run.synthetic_image(pair.synthetic), studies.get(pair.real)
+    left, right = (studies.get(name) for name in (pair.synthetic, pair.real))
+    path = run.synthetic_image(pair.synthetic)
+    if left is None and path:
+        left = _read(path)
     return {
-        "left": data_uri(_read(path)) if path else "",
-        "right": data_uri(image) if image is not None else "",
+        "left": data_uri(left) if left is not None else "",
+        "right": data_uri(right) if right is not None else "",
         "left_caption": pair.synthetic,
         "right_caption": pair.real,
         "words": pair_words(pair),

@@ -251,7 +251,7 @@ def curves(log: Sequence[Mapping[str, Any]]) -> dict[str, tuple[np.ndarray, np.n
 
 def training_chart(log: Sequence[Mapping[str, Any]]) -> Markup | None:
     """Training and validation loss by images seen; None where the log holds none."""
-    from matplotlib.ticker import MaxNLocator
+    from matplotlib.ticker import LogLocator, MaxNLocator
 
     lines = {name: curve for name, curve in curves(log).items() if len(curve[0]) > 1}
     if not lines:
@@ -275,7 +275,9 @@ def training_chart(log: Sequence[Mapping[str, Any]]) -> Markup | None:
             )
         every = np.concatenate([_thin(*curve)[1] for curve in lines.values()])
         if every.min() > 0 and every.max() / every.min() > 8:
-            axes.set_yscale("log")
+            axes.set_yscale("log", subs=[])
+            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axes.yaxis.set_major_formatter("{x:g}")
         axes.set_xlabel("images seen")
         axes.xaxis.set_major_locator(MaxNLocator(5))
         axes.xaxis.set_major_formatter(lambda value, _: _short(value))
