@@ -1,22 +1,27 @@
 """Spacing is a condition that changes what is drawn; what was never trained is refused."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
+from toy_studies import Studies
 from toy_training import balls, built, train
 from toy_volumes import write
 
+from medgen.conditioners.mask import MaskConditioner
 from medgen.conditioners.spacing import SpacingConditioner
 from medgen.data.geometry import Volume, centred_affine
 from medgen.data.nnunet import NnUnet
+from medgen.data.synthetic import SyntheticDataset
 from medgen.data.volumes import read_geometry, write_volume
 from medgen.errors import DataError
 from medgen.synthesis.contract import Geometry, asked_spacing, geometry_of, tilt_of
 from medgen.synthesis.draw import synthesize
 from medgen.synthesis.masks import read_masks
-from medgen.synthesis.plan import plan, plan_from_table
+from medgen.synthesis.plan import plan, plan_from_table, plan_like
 from medgen.synthesis.verify import verify
-from medgen.types import Batch, Schema
+from medgen.types import Batch, Provenance, Schema, Study
 
 SIZE = (16, 16, 16)
 SCHEMA = Schema(size=SIZE)
@@ -57,6 +62,27 @@ def test_objects_measure_voxels_by_their_spacing(drawer):
 def test_spacings_are_those_of_training_studies_where_none_is_asked_for(drawer):
     asked = plan(drawer, count=8).conditions.spacing
     assert sorted({tuple(round(mm, 3) for mm in row) for row in asked.tolist()}) == [FINE, COARSE]
+
+
+def test_a_volume_that_follows_a_mask_has_its_spacing(tmp_path):
+    """Of studies whose spacing varies, also where the model has no condition on spacing."""
+    schema = Schema(size=SIZE, mask_classes=("background", "ball"))
+    spacing = torch.tensor([FINE, COARSE] * 3)
+    batch = balls(6, size=SIZE, spacing=spacing)
+    names = [f"r{i}" for i in range(6)]
+    origin = tuple(Provenance(name, synthetic=False, source="toy") for name in names)
+    batch = replace(batch, provenance=origin)
+    studies = Studies(schema, [Study(name, name, "train") for name in names], batch)
+    model = built(schema, batch, lambda s, z: {"anatomy": MaskConditioner(s, z)}, patch=2)
+    model.statistics = {"studies": 6, "patients": 6, **geometry_of(schema, batch)}
+    model.source, model.recipe = "sha256:toy", {"name": "toy", "sampler": {}, "guidance": {}}
+    synthesize(model, plan_like(model, studies, count=6), tmp_path / "drawn", workers=1)
+    drawn = SyntheticDataset(tmp_path / "drawn")
+    found = [(tuple(item.spacing[0].tolist()), int(item.mask.sum())) for item in drawn]
+    assert len(found) == 6
+    for mm, voxels in found:  # balls of 4 mm fill 268 voxels of 1 mm, 65 of 1.6 mm
+        assert mm == pytest.approx(FINE if voxels > 130 else COARSE)
+    assert verify(tmp_path / "drawn", model, count=2).problems == ()
 
 
 @pytest.mark.parametrize(

@@ -182,6 +182,9 @@ def plan_like(model: GenerativeModel, dataset: Dataset, *, count: int, seed: int
     rows = source.select([kept.index(index) for index in chosen])
     drawn = () if model.first_frame is None else ("frame",)
     asked = {name: getattr(rows, name) for name in model.conditioner.reads.difference(drawn)}
+    volumes = len(model.schema.size) == 3 and not model.schema.time
+    if volumes and "mask" in asked and not model.schema.spacing:
+        asked["spacing"] = rows.spacing  # a volume that follows a mask has the mask's voxels
     conditions = Batch(**asked, provenance=rows.provenance)
     return Plan(conditions, tuple(derive(seed, index) for index in range(count)))
 
